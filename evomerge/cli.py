@@ -1,0 +1,276 @@
+"""The command line: one thin function per command.
+
+Results go to stdout, progress to stderr; a user's error is one sentence and exit status 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from evomerge import __version__
+from evomerge.errors import EvomergeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from evomerge.progress import Bars
+
+app = typer.Typer(
+    help="Evolutionary search for the best recipe to merge fine-tuned language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="study file")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="name of a study")]
+Storage = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="database of the study (SQLite in runs/NAME by default)"),
+]
+Trials = Annotated[int | None, typer.Option(min=1, help="trials in all")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 … (CUDA where there is one)")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def main() -> None:
+    """Run the command line."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except EvomergeError as problem:
+        print(f"evomerge: {problem}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _out() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+@contextlib.contextmanager
+def _bars(hint: str = "") -> Iterator[Bars]:
+    from evomerge.progress import Bars
+
+    with Bars() as bars:
+        try:
+            yield bars
+        except KeyboardInterrupt:
+            bars.note(f"stopped{hint}")
+            raise SystemExit(130) from None
+
+
+@app.command()
+def zoo(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="folder to make")],
+    seed: Annotated[int, typer.Option(min=0, help="seed of data and training")] = 0,
+) -> None:
+    """Build the tiny model family: a base, three experts, their tasks and a study file."""
+    from evomerge.zoo import build_zoo
+
+    with _bars() as bars:
+        build_zoo(directory, seed=seed, progress=bars.stage)
+    _say(f"{directory}/study.yaml is ready: evomerge search {directory}/study.yaml")
+
+
+@app.command()
+def search(
+    study: StudyArgument,
+    name: Annotated[str | None, typer.Option(help="name of the study, its folder in runs/")] = None,
+    trials: Trials = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="seed of the search")] = None,
+    storage: Storage = None,
+    device: Device = None,
+) -> None:
+    """Launch a study; it lives in runs/NAME."""
+    from evomerge.study import loop
+
+    hint = f"; go on with: evomerge resume {name or 'NAME'}"
+    with _bars(hint) as bars:
+        name, report = loop.search(
+            study, name, trials=trials, seed=seed, url=storage, device=device, watcher=bars
+        )
+    _conclude(name, storage, report)
+
+
+@app.command()
+def resume(
+    name: NameArgument,
+    trials: Trials = None,
+    storage: Storage = None,
+    device: Device = None,
+) -> None:
+    """Go on with a study from its database; more --trials extend it."""
+    from evomerge.study import loop
+
+    with _bars(f"; go on with: evomerge resume {name}") as bars:
+        report = loop.resume(name, trials=trials, url=storage, device=device, watcher=bars)
+    _conclude(name, storage, report)
+
+
+def _conclude(name: str, url: str | None, report: dict[str, Any]) -> None:
+    from evomerge.files import write_json, write_text
+    from evomerge.report.html import write_html
+    from evomerge.report.table import print_report
+    from evomerge.study.store import run_folder, storage_url
+    from evomerge.study.view import exported, trial_history
+
+    folder = run_folder(name)
+    write_text(folder / "recipe.yaml", exported(name, url, None))
+    write_json(folder / "report.json", report)
+    write_html(folder / "report.html", name, report, trial_history(name, url))
+    print_report(report, _out())
+    winner = report["winner"]
+    _say(f"winner    {winner['name']}, weights {winner['weights']}")
+    _say(f"recipe    {folder / 'recipe.yaml'}")
+    _say(f"report    {folder / 'report.html'}, {folder / 'report.json'}")
+    _say(f"database  {storage_url(name, url)}")
+    _say(f"next      evomerge merge {folder / 'recipe.yaml'} OUT_DIR")
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="name of a study")] = None,
+    as_json: Json = False,
+    storage: Storage = None,
+) -> None:
+    """List the studies of this folder, or show one: trials by state, best so far, speed."""
+    from evomerge.study import view
+
+    found = [view.status(one, storage) for one in ([name] if name else view.studies())]
+    if as_json:
+        _say(json.dumps(found[0] if name else found, indent=2))
+        return
+    if not found:
+        _say("no studies in runs/; begin one with: evomerge search STUDY.yaml")
+    for one in found:
+        _say(view.status_line(one))
+
+
+@app.command()
+def export(
+    name: NameArgument,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="file to write (stdout by default)")
+    ] = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="a trial's recipe, not the best")] = None,
+    storage: Storage = None,
+) -> None:
+    """Print or write the winning recipe, at any moment, also while the study runs."""
+    from evomerge.errors import StudyError
+    from evomerge.files import write_text
+    from evomerge.study.view import exported
+
+    text = exported(name, storage, trial)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    if output.exists():
+        raise StudyError(f"{output} exists already; choose another file or remove it first")
+    write_text(output, text)
+    _say(str(output))
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="merge recipe")],
+    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="folder to make")],
+    device: Device = None,
+) -> None:
+    """Write the merged model of a recipe as a Hugging Face folder."""
+    from evomerge.merger.write import write_model
+    from evomerge.models import best_device
+    from evomerge.recipe import load_recipe
+
+    loaded = load_recipe(recipe)
+    with _bars() as bars:
+        digest = write_model(
+            loaded, out_dir, str(recipe), device=best_device(device), progress=bars.stage
+        )
+    _say(f"{out_dir} holds the merged model, weights {digest}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL_OR_RECIPE", help="model or recipe")],
+    study: StudyArgument,
+    split: Annotated[str, typer.Option(help="search, select or heldout")] = "search",
+    as_json: Json = False,
+    device: Device = None,
+) -> None:
+    """Score a model or a recipe on a study's tasks."""
+    from evomerge.study.view import evaluate as run
+
+    with _bars() as bars:
+        found = run(model, study, split, device, bars.stage)
+    if as_json:
+        _say(json.dumps(found, indent=2))
+        return
+    _say(f"fitness {found['fitness']:.6f} · normalized accuracy {found['normalized']:.4f}")
+    for task, scores in found["tasks"].items():
+        _say(f"{task}: accuracy {scores['accuracy']:.4f} · score {scores['score']:.6f}")
+
+
+@app.command()
+def report(name: NameArgument, as_json: Json = False, storage: Storage = None) -> None:
+    """Show a finished study's table: the winner beside its baselines on the three splits."""
+    from evomerge.report.table import print_report
+    from evomerge.study.view import stored_report
+
+    found = stored_report(name, storage)
+    if as_json:
+        _say(json.dumps(found, indent=2))
+    else:
+        print_report(found, _out())
+
+
+@app.command(name="list")
+def list_() -> None:
+    """List merge methods, optimizers, proxy tasks and search spaces with their parameters."""
+    from evomerge.catalogue import catalogue
+
+    for line in catalogue():
+        _say(line)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="study file or recipe")],
+) -> None:
+    """Check a study or a recipe against the real checkpoints, loading no weights."""
+    from evomerge.study.view import check as run
+
+    _say(run(file))
+
+
+def _version(value: bool) -> None:
+    if value:
+        _say(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,120 @@
+"""The exception tree: everything that evomerge raises for its user's sake is an `EvomergeError`.
+
+EvomergeError
+├── InputError            a file, an option or a value is not what it must be
+│   ├── RecipeError       in a merge recipe
+│   ├── SpaceError        in a search space
+│   ├── StudyFileError    in a study file
+│   ├── DataError         in the items of a proxy task
+│   └── CheckpointError   in a model's folder
+├── StudyError            a study cannot be started, found, locked or resumed as asked
+└── CandidateError        this one candidate cannot be merged or scored; its trial fails
+
+The command line prints the message, which is one sentence, and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class EvomergeError(Exception):
+    """Base of all errors that a user can cause or must know of."""
+
+
+class InputError(EvomergeError):
+    """A file, an option or a value is not what it must be."""
+
+
+class RecipeError(InputError):
+    """A merge recipe is wrong."""
+
+
+class SpaceError(InputError):
+    """A search space is wrong."""
+
+
+class StudyFileError(InputError):
+    """A study file is wrong."""
+
+
+class DataError(InputError):
+    """The items of a proxy task are wrong."""
+
+
+class CheckpointError(InputError):
+    """A model's folder is missing, damaged or does not fit the others."""
+
+
+class StudyError(EvomergeError):
+    """A study cannot be started, found, locked or resumed as asked."""
+
+
+class CandidateError(EvomergeError):
+    """One candidate cannot be merged or scored; its trial fails with this reason."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known name closest to `word`, or None where none is near."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A position inside a document, to be named in errors: `models[1].weight in ties.yaml`.
+
+    `error` is the exception class that `fail` and its kin raise.
+    """
+
+    document: str
+    error: type[InputError]
+    path: str = ""
+
+    def __truediv__(self, key: str) -> Place:
+        """Return the place of `key` inside this mapping."""
+        return Place(self.document, self.error, f"{self.path}.{key}" if self.path else str(key))
+
+    def __getitem__(self, index: int) -> Place:
+        """Return the place of item `index` inside this list."""
+        return Place(self.document, self.error, f"{self.path}[{index}]")
+
+    def __str__(self) -> str:
+        return f"{self.path} in {self.document}" if self.path else f"the top of {self.document}"
+
+    def fail(self, expected: str, found: object, hint: str = "") -> InputError:
+        """Return (to be raised) `expected …, got … at this place`, with what to do after it."""
+        shown = found if isinstance(found, Found) else Found(_brief(found))
+        return self.error(f"expected {expected}, got {shown} at {self}" + (f"; {hint}" if hint else ""))
+
+    def unknown(self, word: object, what: str, known: Iterable[str]) -> InputError:
+        """Return (to be raised) the error for a misspelt name, with the nearest right one."""
+        names = sorted(known)
+        near = nearest(str(word), names)
+        hint = f"did you mean {near!r}?" if near else f"known: {', '.join(names) or 'none'}"
+        return self.error(f"unknown {what} {word!r} at {self}; {hint}")
+
+    def mapping(self, value: object, allowed: Iterable[str] | None = None) -> dict[str, object]:
+        """Return `value` checked to be a mapping with string keys, all of them among `allowed`."""
+        if not isinstance(value, dict):
+            raise self.fail("a mapping", value)
+        names = None if allowed is None else list(allowed)
+        for key in value:
+            if not isinstance(key, str):
+                raise self.fail("a text as the key", key)
+            if names is not None and key not in names:
+                raise self.unknown(key, "key", names)
+        return value
+
+
+class Found(str):
+    """A description of what was found, printed as it is rather than quoted."""
+
+    __slots__ = ()
+
+
+def _brief(value: object) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

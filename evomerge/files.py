@@ -1,0 +1,138 @@
+"""Reading YAML safely and writing files whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evomerge.errors import InputError
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, which YAML readers let the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            try:
+                repeated = key in seen
+            except TypeError:
+                raise yaml.constructor.ConstructorError(
+                    None, None, "expected a plain key, found a list or mapping", key_node.start_mark
+                ) from None
+            if repeated:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_text(path: Path, error: type[InputError]) -> str:
+    """Return the UTF-8 text of `path`; every way in which that can fail is raised as `error`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(f"there is no file {path}") from None
+    except IsADirectoryError:
+        raise error(f"expected a file, got the folder {path}") from None
+    except UnicodeDecodeError:
+        raise error(f"expected a UTF-8 text file, got other bytes in {path}") from None
+    except OSError as problem:
+        raise error(f"cannot read {path}: {problem.strerror}") from None
+
+
+def load_yaml(path: Path, error: type[InputError]) -> object:
+    """Read one YAML document, plain data only; raise `error`, with the line, where it is broken."""
+    text = read_text(path, error)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as problem:
+        mark = problem.problem_mark or problem.context_mark
+        line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise error(f"expected YAML, got {problem.problem or 'an error'}{line} of {path}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:
+        first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise error(f"expected YAML, got {first} in {path}") from None
+
+
+def dump_yaml(data: object) -> str:
+    """Return `data` as YAML: keys in the given order, floats exact, short lists on one line."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _sequence(dumper: yaml.SafeDumper, data: list[object]) -> yaml.Node:
+    flow = all(isinstance(item, (int, float, str)) for item in data)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
+
+
+_Dumper.add_representer(list, _sequence)
+_Dumper.add_representer(tuple, _sequence)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write `data` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path, error: type[Exception]) -> Iterator[Path]:
+    """Yield a hidden folder beside `target` that becomes `target` when the block ends well.
+
+    Raises `error` where `target` exists already, before and after the block: nothing that exists
+    is overwritten. What an exception leaves is removed; what a kill leaves is a hidden
+    `.NAME.partial-…` folder that nothing takes for a result.
+    """
+    refusal = f"{target} exists already; choose another name or remove it first"
+    if target.exists() or target.is_symlink():
+        raise error(refusal)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
+    except OSError as problem:
+        raise error(f"cannot write {target}: {problem.strerror}") from None
+    try:
+        os.chmod(partial, 0o777 & ~_umask())
+        yield partial
+        if target.exists() or target.is_symlink():
+            raise error(refusal)
+        os.rename(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,145 @@
+"""Merge methods: one file each, found by its name.
+
+A file holds one `METHOD`: what the method is called with, its plan (settings and statistics of all
+tensors to a small table) and its kernel (the elementwise function that writes a candidate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from evomerge import plugins
+from evomerge.errors import Place
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[np.float64]
+Columns = Mapping[str, Sequence["torch.Tensor"]]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a merge method: validation, search range and documentation in one.
+
+    `default` None means that a recipe must give it. `low` and `high` bound what a recipe may say;
+    `search` is the range that a search space takes where it names none.
+    """
+
+    name: str
+    scope: Literal["global", "model"]
+    kind: Literal["float", "int", "bool"]
+    default: float | bool | None
+    help: str
+    low: float = -np.inf
+    high: float = np.inf
+    low_open: bool = False
+    search: tuple[float, float] | None = None
+
+    @property
+    def bounds(self) -> str:
+        """The allowed values in words: `(0, 1]`, `a number`, `true or false`."""
+        if self.kind == "bool":
+            return "true or false"
+        noun = "a whole number" if self.kind == "int" else "a number"
+        if np.isinf(self.low) and np.isinf(self.high):
+            return noun
+        left = "(" if self.low_open or np.isinf(self.low) else "["
+        right = ")" if np.isinf(self.high) else "]"
+        return f"{noun} in {left}{self.low:g}, {self.high:g}{right}"
+
+    def accepts(self, value: object) -> bool:
+        """Return whether one scalar of a recipe is a legal value."""
+        if self.kind == "bool":
+            return isinstance(value, bool)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        if self.kind == "int" and not isinstance(value, int):
+            return False
+        low_ok = value > self.low if self.low_open else value >= self.low
+        return bool(np.isfinite(value) and low_ok and value <= self.high)
+
+
+class Statistics(Protocol):
+    """What prepare knows of the inputs of one merge, for all T tensors at once.
+
+    Index 0 of a Gram matrix is the base model where the method has one; task vectors are numbered
+    as the recipe's models without the base.
+    """
+
+    def gram(self) -> Array:
+        """Return the inner products of the flattened inputs, float64 [T, N, N]."""
+        ...
+
+    def thresholds(self, density: Array) -> Array:
+        """Return the k-th largest magnitude, k = max(1, int(density·n)), for each [M, T]."""
+        ...
+
+    def magnitude_rescale(self, density: Array) -> Array:
+        """Return Σ|δ| / Σ|kept δ| when the largest magnitudes are kept, for each [M, T]."""
+        ...
+
+    def mask_rescale(self, density: Array, seed: int) -> Array:
+        """Return Σ|δ| / Σ|kept δ| under the Bernoulli masks of `seed`, for each [M, T]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The resolved parameters of all T tensors of a merge with M models besides the base.
+
+    A global parameter is an array [T], a model's parameter an array [M, T].
+    """
+
+    values: Mapping[str, Array]
+    statistics: Statistics
+    tensors: Sequence[str]
+    seed: int = 0
+
+    def __getitem__(self, name: str) -> Array:
+        return self.values[name]
+
+
+Plan = Callable[[Settings], Mapping[str, Array]]
+Kernel = Callable[
+    ["torch.Tensor | None", "Sequence[torch.Tensor]", Columns, "Callable[[int], torch.Tensor]"],
+    "torch.Tensor",
+]
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A merge method: declaration, plan and kernel.
+
+    `plan` turns settings into columns, each an array [T] or [M, T].
+    `kernel(base, models, columns, uniform)` gets float32 tensors [rows, width], each column as a
+    sequence of [rows, 1] tensors (one for a column [T], M for a column [M, T]) and `uniform(i)`,
+    the random numbers in [0, 1) of model i; it returns the merged float32 [rows, width]. It must be
+    elementwise, so that any split into rows gives the same bits.
+    """
+
+    paper: str
+    equation: str
+    parameters: tuple[Parameter, ...]
+    base: Literal["required", "unused"]
+    plan: Plan
+    kernel: Kernel
+    minimum: int = 1  # number of models, the base not counted
+    maximum: int | None = None
+    stochastic: bool = False
+
+    def parameter(self, name: str) -> Parameter | None:
+        """Return the declaration of a parameter, or None where the method has none so called."""
+        return next((found for found in self.parameters if found.name == name), None)
+
+
+def get(name: object, place: Place) -> MergeMethod:
+    """Return the merge method of a name; raises the place's error, with the nearest right name."""
+    module = plugins.load(__name__, name, "merge method", place)
+    method: MergeMethod = module.METHOD
+    return method

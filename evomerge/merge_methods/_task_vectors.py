@@ -1,0 +1,74 @@
+"""What the methods on task vectors share: parameters, sign consensus, normalization.
+
+With δ_i the task vector of model i, sparsified, D_i = w_i δ_i and the divisor d, all of them write
+base + λ Σ D_i / d; they differ in the sparsification and in whether signs are elected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from evomerge.merge_methods import Array, Columns, Parameter, Settings
+
+WEIGHT = Parameter(
+    "weight", "model", "float", None, "factor of the model's task vector", search=(0.0, 1.5)
+)
+DENSITY = Parameter(
+    "density", "model", "float", 1.0, "fraction of the task vector that is kept",
+    low=0.0, high=1.0, low_open=True, search=(0.05, 1.0),
+)  # fmt: skip
+LAMBDA = Parameter(
+    "lambda", "global", "float", 1.0, "factor of the merged task vector", search=(0.5, 1.5)
+)
+INT8_MASK = Parameter(
+    "int8_mask", "global", "bool", False, "accepted for compatibility; has no effect"
+)
+SEED = Parameter("seed", "global", "int", 0, "seed of the random masks", low=0, high=2**32 - 1)
+
+
+def normalize(default: bool) -> Parameter:
+    """Declare `normalize` with the method's default."""
+    return Parameter("normalize", "global", "bool", default, "divide by the sum of the weights")
+
+
+def rescale(default: bool) -> Parameter:
+    """Declare `rescale` with the method's default."""
+    return Parameter(
+        "rescale", "global", "bool", default, "restore each task vector's L1 norm after trimming"
+    )
+
+
+def weighted_columns(settings: Settings, gain: Array) -> dict[str, Array]:
+    """Return the columns of a method with sign consensus; `gain` [M, T] rescales task vectors."""
+    weight = settings["weight"]
+    return {
+        "weight": weight,
+        "factor": weight * np.where(settings["rescale"] > 0, gain, 1.0),
+        "lambda": settings["lambda"],
+        "normalize": settings["normalize"],
+    }
+
+
+def elect_and_merge(
+    base: torch.Tensor, weighted: Sequence[torch.Tensor], columns: Columns
+) -> torch.Tensor:
+    """Merge weighted task vectors by sign consensus (TIES, arXiv:2306.01708, section 3, steps 2-3).
+
+    The elected sign is + where Σ D ≥ 0; only entries of that sign count, zeros never do. Inputs and
+    result are float32 [rows, width].
+    """
+    total = weighted[0]
+    for one in weighted[1:]:
+        total = total + one
+    positive = total >= 0
+    merged = torch.zeros_like(base)
+    divisor = torch.zeros_like(base)
+    for index, one in enumerate(weighted):
+        agrees = torch.where(positive, one > 0, one < 0)
+        merged = merged + torch.where(agrees, one, 0.0)
+        divisor = divisor + torch.where(agrees, columns["weight"][index], 0.0)
+    divisor = torch.where((divisor == 0) | (columns["normalize"][0] == 0), 1.0, divisor)
+    return base + columns["lambda"][0] * (merged / divisor)

@@ -1,0 +1,61 @@
+"""DARE-TIES: drop entries of each task vector at random, rescale, elect signs, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from evomerge.merge_methods import Array, Columns, MergeMethod, Settings
+from evomerge.merge_methods._task_vectors import (
+    DENSITY,
+    INT8_MASK,
+    LAMBDA,
+    SEED,
+    WEIGHT,
+    elect_and_merge,
+    normalize,
+    rescale,
+    weighted_columns,
+)
+
+
+def plan(settings: Settings) -> dict[str, Array]:
+    """Look up how much of each task vector's L1 norm its mask keeps."""
+    density = settings["density"]
+    gain = (
+        settings.statistics.mask_rescale(density, settings.seed)
+        if settings["rescale"].any()
+        else density * 0 + 1
+    )
+    return {**weighted_columns(settings, gain), "density": density}
+
+
+def kernel(
+    base: torch.Tensor | None,
+    models: Sequence[torch.Tensor],
+    columns: Columns,
+    uniform: Callable[[int], torch.Tensor],
+) -> torch.Tensor:
+    """Keep an entry where its random number is below the density, then merge by sign consensus."""
+    assert base is not None
+    weighted = []
+    for index, model in enumerate(models):
+        kept = uniform(index) < columns["density"][index]
+        delta = (model - base) * columns["factor"][index]
+        weighted.append(torch.where(kept, delta, 0.0))
+    return elect_and_merge(base, weighted, columns)
+
+
+METHOD = MergeMethod(
+    paper="Yu et al. 2024, Language models are super Mario (DARE), arXiv:2311.03099, section 3.2",
+    equation=(
+        "δ_i ← δ_i·m_i·Σ|δ_i|/Σ|m_i δ_i|, m_i Bernoulli(density); then as TIES. The rescale is by "
+        "the L1 norm kept in each tensor, whose expectation is the paper's 1/density"
+    ),
+    parameters=(WEIGHT, DENSITY, normalize(False), rescale(True), LAMBDA, INT8_MASK, SEED),
+    base="required",
+    plan=plan,
+    kernel=kernel,
+    stochastic=True,
+)

@@ -1,0 +1,175 @@
+"""Statistics of the inputs that no candidate computes again: Gram matrices, order statistics.
+
+Each is computed when a plan first asks for it and kept for the life of the merger. Thresholds and
+kept masses are known for every density on a grid of 0.01 after one sort of a task vector; a density
+off the grid costs one selection in the tensors that use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from evomerge.merge_methods import Array
+from evomerge.merger.random import keys, uniform
+
+STEP = 100  # densities per unit on the grid
+GRID: Array = np.arange(1, STEP + 1) / STEP
+_CHUNK = 1 << 22  # elements per step of a reduction: bounds the workspace
+_NO_MASS = 1e-7  # below this, a task vector is not rescaled
+
+Vector = npt.NDArray[np.float32]
+Read = Callable[[int, int], torch.Tensor]  # (input, tensor) → its elements, flat, storage dtype
+
+
+@dataclass
+class InputStatistics:
+    """Statistics of N inputs with T tensors, computed on demand."""
+
+    read: Read
+    inputs: int
+    tensors: Sequence[str]
+    _gram: Array | None = None
+    _lookup: dict[tuple[object, ...], tuple[float, float]] = field(default_factory=dict)
+    _sorted: set[tuple[object, ...]] = field(default_factory=set)
+
+    def gram(self) -> Array:
+        """Return the inner products of all inputs, float64 [T, N, N]."""
+        if self._gram is None:
+            self._gram = np.stack([self._gram_of(tensor) for tensor in range(len(self.tensors))])
+        return self._gram
+
+    def _gram_of(self, tensor: int) -> Array:
+        flat = [self.read(index, tensor) for index in range(self.inputs)]
+        total = np.zeros((self.inputs, self.inputs))
+        for start in range(0, len(flat[0]), _CHUNK):
+            part = torch.stack([one[start : start + _CHUNK].double() for one in flat])
+            total += (part @ part.T).cpu().numpy()
+        return total
+
+    def magnitude(self, base: int, model: int, tensor: int, density: float) -> tuple[float, float]:
+        """Return (threshold, rescale) of keeping the int(density·n) largest magnitudes."""
+        return self._find("magnitude", (base, model, tensor), density, self._by_magnitude)
+
+    def mask(
+        self, base: int, model: int, tensor: int, density: float, seed: int, position: int
+    ) -> tuple[float, float]:
+        """Return (density, rescale) of the Bernoulli mask of the model at `position`."""
+
+        def measure(where: tuple[int, int, int], densities: Array) -> Array:
+            return self._by_mask(where, densities, seed, position)
+
+        return self._find(("mask", seed, position), (base, model, tensor), density, measure)
+
+    def _find(
+        self,
+        kind: object,
+        where: tuple[int, int, int],
+        density: float,
+        measure: Callable[[tuple[int, int, int], Array], Array],
+    ) -> tuple[float, float]:
+        found = self._lookup.get((kind, where, density))
+        if found is None:
+            on_grid = density in GRID and (kind, where) not in self._sorted
+            densities = GRID if on_grid else np.array([density])
+            if on_grid:
+                self._sorted.add((kind, where))
+            for one, pair in zip(densities, measure(where, densities), strict=True):
+                self._lookup[kind, where, float(one)] = (float(pair[0]), float(pair[1]))
+            found = self._lookup[kind, where, density]
+        return found
+
+    def _magnitudes(self, where: tuple[int, int, int]) -> Vector:
+        base, model, tensor = where
+        delta = self.read(model, tensor).float() - self.read(base, tensor).float()
+        return delta.abs_().cpu().numpy()
+
+    def _by_magnitude(self, where: tuple[int, int, int], densities: Array) -> Array:
+        magnitudes = self._magnitudes(where)
+        size = len(magnitudes)
+        magnitudes.sort()
+        below = np.concatenate([[0.0], np.cumsum(magnitudes, dtype=np.float64)])
+        kept = np.clip((densities * size).astype(np.int64), 1, max(1, size))
+        threshold = magnitudes[size - kept] if size else np.zeros(len(densities))
+        first = np.searchsorted(magnitudes, threshold, side="left")
+        return np.stack([threshold, _ratio(below[-1], below[-1] - below[first])], axis=1)
+
+    def _by_mask(
+        self, where: tuple[int, int, int], densities: Array, seed: int, position: int
+    ) -> Array:
+        base, model, tensor = where
+        x, b = self.read(model, tensor), self.read(base, tensor)
+        key = torch.from_numpy(keys(seed, position + 1, [self.tensors[tensor]])[0, position])
+        first, second = key.to(x.device)
+        edges = densities.astype(np.float32)
+        mass = np.zeros(len(edges) + 1)
+        for start in range(0, len(x), _CHUNK):
+            delta = x[start : start + _CHUNK].float() - b[start : start + _CHUNK].float()
+            index = torch.arange(start, start + len(delta), dtype=torch.int32, device=x.device)
+            drawn = uniform(first, second, index).cpu().numpy()
+            bins = np.searchsorted(edges, drawn, side="right")
+            weights = delta.abs_().cpu().numpy().astype(np.float64)
+            mass += np.bincount(bins, weights=weights, minlength=len(mass))
+        return np.stack([densities, _ratio(mass.sum(), np.cumsum(mass)[:-1])], axis=1)
+
+
+def _ratio(total: float, kept: Array) -> Array:
+    usable = (total >= _NO_MASS) & (kept >= _NO_MASS)
+    return np.where(usable, total / np.where(usable, kept, 1.0), 1.0)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The statistics of some inputs in the order of a recipe; see merge_methods.Statistics."""
+
+    source: InputStatistics
+    base: int | None
+    models: tuple[int, ...]
+    rows: npt.NDArray[np.int64]  # tensors of the source
+
+    def gram(self) -> Array:
+        """Return the Gram matrices of the base, where there is one, and the models."""
+        chosen = ([] if self.base is None else [self.base]) + list(self.models)
+        return self.source.gram()[np.ix_(self.rows, chosen, chosen)]
+
+    def thresholds(self, density: Array) -> Array:
+        """Look up the thresholds of trimming by magnitude."""
+        return self._magnitude(density)[..., 0]
+
+    def magnitude_rescale(self, density: Array) -> Array:
+        """Look up the rescaling of trimming by magnitude."""
+        return self._magnitude(density)[..., 1]
+
+    def _magnitude(self, density: Array) -> Array:
+        def find(model: int, tensor: int, value: float) -> tuple[float, float]:
+            assert self.base is not None
+            return self.source.magnitude(self.base, self.models[model], tensor, value)
+
+        return self._each(density, find)
+
+    def mask_rescale(self, density: Array, seed: int) -> Array:
+        """Look up the rescaling of dropping at random."""
+
+        def find(model: int, tensor: int, value: float) -> tuple[float, float]:
+            assert self.base is not None
+            chosen = self.models[model]
+            return self.source.mask(self.base, chosen, tensor, value, seed, model)
+
+        return self._each(density, find)[..., 1]
+
+    def _each(
+        self, density: Array, find: Callable[[int, int, float], tuple[float, float]]
+    ) -> Array:
+        found = np.empty((*density.shape, 2))
+        for model in range(density.shape[0]):
+            for column, tensor in enumerate(self.rows):
+                value = float(density[model, column])
+                # Everything is kept at density 1, which needs no statistics.
+                found[model, column] = (
+                    (0.0, 1.0) if value >= 1 else find(model, int(tensor), value)
+                )
+        return found

@@ -1,0 +1,161 @@
+"""Which tensors of a checkpoint are attention, mlp, norms, embeddings or head, and how to filter them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evomerge.checkpoints import tensor_names_by_layer
+from evomerge.errors import Place
+
+GROUPS = ("attention", "mlp", "norms", "embeddings", "head")
+OTHER = "other"  # every tensor whose group is not named
+_PATTERNS = {
+    "norms": re.compile(r"norm|(^|[._])ln(_|[._]|$|\d)", re.IGNORECASE),
+    "attention": re.compile(r"attn|attention", re.IGNORECASE),
+    "mlp": re.compile(r"mlp|ffn|feed_?forward|expert|moe|fc\d|dense|intermediate", re.IGNORECASE),
+}
+_EMBEDDING = re.compile(r"embed|wte|wpe", re.IGNORECASE)
+_HEAD = re.compile(r"lm_head|(^|\.)head|embed_out|score|classifier", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The tensors to merge, with layers and groups read from their names alone."""
+
+    tensors: tuple[str, ...]
+
+    @property
+    def layers(self) -> int:
+        """Number of layers of the longest stack; 1 where there are none."""
+        found = [where[1] + 1 for where in tensor_names_by_layer(self.tensors).values() if where]
+        return max(found, default=1)
+
+    def groups(self, over: Sequence[str], place: Place) -> dict[str, list[str]]:
+        """Return the tensors of each named group, groups without tensors left out.
+
+        Raises the place's error for an unknown group, or where `over` leaves tensors out.
+        """
+        found: dict[str, list[str]] = {}
+        for index, group in enumerate(over):
+            if group not in (*GROUPS, OTHER):
+                raise place[index].unknown(group, "module group", (*GROUPS, OTHER))
+            if group in over[:index]:
+                raise place[index].fail("each module group once", group)
+        for name in self.tensors:
+            group = group_of(name)
+            if group not in over:
+                group = OTHER
+            if group not in over:
+                missing = group_of(name)
+                raise place.fail(
+                    "groups that cover every tensor",
+                    list(over),
+                    f"{name} belongs to {missing}: add it, or 'other'",
+                )
+            found.setdefault(group, []).append(name)
+        return {group: found[group] for group in over if group in found}
+
+
+def group_of(name: str) -> str:
+    """Return the module group of a tensor by its name, `other` where none fits."""
+    in_layer = tensor_names_by_layer([name])[name] is not None
+    if not in_layer:
+        if _HEAD.search(name):
+            return "head"
+        if _EMBEDDING.search(name):
+            return "embeddings"
+    tail = re.sub(r"^.*?\.\d+\.", "", name) if in_layer else name
+    for component in reversed(tail.split(".")):
+        if _PATTERNS["norms"].search(component):
+            return "norms"
+    for group in ("attention", "mlp"):
+        if _PATTERNS[group].search(tail):
+            return group
+    return OTHER
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One entry of a filter list: `text` (None: all that is left) selects tensors of `group`.
+
+    `end` says which end of the group's curve a tensor outside the layers takes; None for tensors in
+    layers, which follow the whole curve.
+    """
+
+    text: str | None
+    group: str
+    end: int | None = None
+
+
+def filters(groups: Mapping[str, Sequence[str]]) -> list[Filter]:
+    """Return filters, to be tried in order, that give every tensor its group.
+
+    They are substrings of names, as short as whole components allow; the largest group takes what
+    the others leave. Embeddings outside the layers take the start of a curve, all else its end.
+    """
+    group_by_name = {name: group for group, names in groups.items() for name in names}
+    if len(groups) == 1 and not _outside(group_by_name):
+        return [Filter(None, next(iter(groups)))]
+    for shortest in (True, False):
+        found = _compact(group_by_name) if shortest else _one_each(group_by_name)
+        if all(_chosen(found, name) == want for name, want in _wanted(group_by_name).items()):
+            return found
+    raise AssertionError("filters that name every tensor must select it")
+
+
+def _outside(group_by_name: Mapping[str, str]) -> list[str]:
+    layers = tensor_names_by_layer(group_by_name)
+    return [name for name, where in layers.items() if where is None]
+
+
+def _wanted(group_by_name: Mapping[str, str]) -> dict[str, tuple[str, int | None]]:
+    outside = set(_outside(group_by_name))
+    return {
+        name: (group, _end(name) if name in outside else None)
+        for name, group in group_by_name.items()
+    }
+
+
+def _end(name: str) -> int:
+    return 0 if group_of(name) == "embeddings" else -1
+
+
+def _chosen(found: Sequence[Filter], name: str) -> tuple[str, int | None] | None:
+    for item in found:
+        if item.text is None or item.text in name:
+            return item.group, item.end
+    return None
+
+
+def _compact(group_by_name: Mapping[str, str]) -> list[Filter]:
+    outside = _outside(group_by_name)
+    tails: dict[str, str] = {}
+    for name, group in group_by_name.items():
+        if name not in outside:
+            tails[re.sub(r"^.*?\.\d+\.", "", name)] = group
+    chosen: dict[str, str] = {}
+    for tail, group in tails.items():
+        parts = tail.split(".")
+        for length in range(1, len(parts) + 1):
+            head = ".".join(parts[:length])
+            members = {g for t, g in tails.items() if t == head or t.startswith(head + ".")}
+            if len(members) == 1:
+                chosen[head] = group
+                break
+    if not chosen:
+        return _one_each(group_by_name)
+    counts = {group: list(chosen.values()).count(group) for group in chosen.values()}
+    rest = max(counts, key=lambda group: counts[group])
+    named = [Filter(name, group_by_name[name], _end(name)) for name in outside]
+    named += [Filter(text, group) for text, group in chosen.items() if group != rest]
+    named.sort(key=lambda item: -len(item.text or ""))
+    return [*named, Filter(None, rest)]
+
+
+def _one_each(group_by_name: Mapping[str, str]) -> list[Filter]:
+    wanted = _wanted(group_by_name)
+    return [
+        Filter(name, *wanted[name]) for name in sorted(wanted, key=lambda name: (-len(name), name))
+    ]

@@ -1,0 +1,92 @@
+"""Optuna's samplers as optimizers that can be replayed.
+
+For each slot a fresh in-memory study is filled with the points told so far and asked once, by a
+sampler seeded from (seed, slot); nothing of a sampler lives longer than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from evomerge.expressions import Hole, Values
+from evomerge.genome import Genome
+from evomerge.optimizers import Evaluated
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def distribution(hole: Hole) -> BaseDistribution:
+    """Return Optuna's description of a hole."""
+    if hole.kind == "categorical":
+        return CategoricalDistribution(hole.choices)
+    if hole.kind == "int":
+        return IntDistribution(int(hole.low), int(hole.high), step=int(hole.step or 1))
+    if hole.step is None:
+        return FloatDistribution(hole.low, hole.high, log=hole.log)
+    steps = int((hole.high - hole.low) / hole.step + 1e-9)
+    return FloatDistribution(hole.low, round(hole.low + steps * hole.step, 10), step=hole.step)
+
+
+class ReplayedSampler:
+    """An optimizer that asks a freshly seeded Optuna sampler for every slot."""
+
+    def __init__(
+        self,
+        make_sampler: Callable[[int], BaseSampler],
+        genome: Genome,
+        seed: int,
+        start: Sequence[Evaluated],
+    ) -> None:
+        self._make_sampler = make_sampler
+        self._genome = genome
+        self._seed = seed
+        self._distributions = {hole.name: distribution(hole) for hole in genome.holes}
+        self._known = [self._trial(point.values, point.fitness) for point in start]
+        self._start = len(start)
+
+    def _trial(self, values: Values, fitness: float | None) -> FrozenTrial:
+        return create_trial(
+            state=TrialState.FAIL if fitness is None else TrialState.COMPLETE,
+            value=fitness,
+            params=dict(values),
+            distributions=self._distributions,
+        )
+
+    def horizon(self, slot: int) -> int:
+        """Return the slot itself: a model wants all that is known."""
+        return slot
+
+    def ask(self, slot: int) -> dict[str, Any]:
+        """Ask a new sampler, in a new study that knows what has been told."""
+        state = np.random.SeedSequence([self._seed, slot]).generate_state(1)
+        study = optuna.create_study(
+            direction="maximize", sampler=self._make_sampler(int(state[0]))
+        )
+        study.add_trials(self._known[: self._start + slot])
+        asked = study.ask(self._distributions)
+        return {hole.name: _tidy(hole, asked.params[hole.name]) for hole in self._genome.holes}
+
+    def tell(self, slot: int, values: Values, fitness: float | None) -> None:
+        """Remember the slot."""
+        self._known.append(self._trial(values, fitness))
+
+    def recommend(self) -> dict[str, Any] | None:
+        """There is nothing beside the best trial."""
+        return None
+
+
+def _tidy(hole: Hole, value: Any) -> Any:
+    """Return the value on the hole's grid to the last bit, which the merger's tables ask for."""
+    return round(value, 10) if hole.kind == "float" and hole.step is not None else value

@@ -1,0 +1,34 @@
+"""GP: Bayesian optimization with a Gaussian process (Optuna), for few trials in few dimensions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import GPSampler
+from pydantic import Field
+
+from evomerge.genome import Genome
+from evomerge.optimizers import Evaluated, OptimizerSettings
+from evomerge.optimizers._optuna import ReplayedSampler
+
+
+class Settings(OptimizerSettings):
+    """The settings of the Gaussian process in a study file."""
+
+    startup_trials: int = Field(10, ge=1, description="trials before the model is used")
+
+
+def create(
+    settings: Settings, genome: Genome, seed: int, start: Sequence[Evaluated]
+) -> ReplayedSampler:
+    """Return a Gaussian process with log expected improvement (Ament et al. 2023,
+    arXiv:2310.20708)."""
+
+    def make(seed: int) -> GPSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return GPSampler(seed=seed, n_startup_trials=settings.startup_trials)
+
+    return ReplayedSampler(make, genome, seed, start)

@@ -1,0 +1,1 @@
+"""A study: its file, its database, its loop, its finalists."""

@@ -1,0 +1,289 @@
+"""The loop: ask, decode, merge, score, record, tell; and its resume, which is a replay."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from evomerge import optimizers
+from evomerge.errors import CandidateError, Place, RecipeError, StudyError, StudyFileError
+from evomerge.files import load_yaml
+from evomerge.fitness import Fitness, mean_correct, mean_scores
+from evomerge.genome import Genome, describe
+from evomerge.optimizers import Evaluated, Optimizer
+from evomerge.study.baselines import Baselines, baselines, starting_points
+from evomerge.study.file import CheckedStudy, check_study, parse_study
+from evomerge.study.finals import finish_study
+from evomerge.study.scorer import Scorer
+from evomerge.study.store import Store, TrialRecord, only_writer, pack
+
+_LIBRARIES = ("evomerge", "torch", "transformers", "optuna", "cma", "numpy")
+
+
+class Watcher(Protocol):
+    """What a study tells of its progress."""
+
+    def stage(self, text: str, done: int, total: int) -> None:
+        """Report a step of loading, of the baselines or of the final scores."""
+        ...
+
+    def trial(self, done: int, total: int, best: float | None, seconds: float | None) -> None:
+        """Report the trials done in all, the best fitness and the seconds of the last one."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        ...
+
+
+@dataclass
+class Run:
+    """One process's work on a study."""
+
+    store: Store
+    checked: CheckedStudy
+    optimizer_name: str
+    total: int
+    scorer: Scorer
+    watcher: Watcher
+
+    def all(self) -> dict[str, Any]:
+        """Score the baselines, run all trials, then the finalists; returns the report."""
+        prior = baselines(
+            self.store,
+            self.scorer,
+            self.checked.refs,
+            self.checked.space.result_dtype,
+            self.checked.file.search.seed,
+            self.checked.file.fitness.worst,
+            self.watcher.stage,
+        )
+        optimizer = self.trials(prior)
+        return finish_study(
+            self.store,
+            self.scorer,
+            self.checked.space,
+            prior,
+            None if optimizer is None else optimizer.recommend(),
+            self.watcher.stage,
+        )
+
+    def trials(self, prior: Baselines) -> Optimizer | None:
+        """Run what is missing of the trials; returns the optimizer, told everything."""
+        space = self.checked.space
+        points = starting_points(space.weighted, space.initial, prior.starts)[: self.total]
+        search = _Replay(self, points)
+        recorded = {record.slot: record for record in self.store.trials()}
+        best = _best(recorded.values())
+        finished = sum(record.state != "running" for record in recorded.values())
+        self.watcher.trial(finished, self.total, best, None)
+        for slot in range(self.total):
+            record = recorded.get(slot)
+            if record is None or record.state == "running":
+                values = search.values(slot) if record is None else record.values
+                number = self.store.propose(slot, values) if record is None else record.number
+                started = time.perf_counter()
+                fitness = self._evaluate(number, values, prior.fitness)
+                finished += 1
+                best = max((one for one in (best, fitness) if one is not None), default=None)
+                self.watcher.trial(finished, self.total, best, time.perf_counter() - started)
+                search.results.append(Evaluated(values, fitness))
+            else:
+                search.results.append(Evaluated(record.values, record.fitness))
+        return search.told_all()
+
+    def _evaluate(self, number: int, values: Mapping[str, Any], fitness: Fitness) -> float | None:
+        try:
+            recipe = self.checked.space.decode(values)
+            scores = self.scorer.recipe(recipe, "search", exact=False)
+            value = fitness.of(mean_scores(scores))
+        except (CandidateError, RecipeError) as problem:
+            self.store.finish(number, None, {"error": str(problem)})
+            return None
+        means, correct = mean_scores(scores), mean_correct(scores)
+        tasks = {name: {"score": means[name], "accuracy": correct[name]} for name in scores}
+        self.store.finish(number, value, {"tasks": tasks, "items": pack(scores)})
+        return value
+
+
+class _Replay:
+    """Proposes points, telling the optimizer exactly what its horizon allows."""
+
+    def __init__(self, run: Run, points: list[dict[str, Any]]) -> None:
+        self.results: list[Evaluated] = []  # of all slots, in order
+        self._run = run
+        self._points = points
+        self._optimizer: Optimizer | None = None
+        self._told = 0
+
+    def values(self, slot: int) -> dict[str, Any]:
+        """Return what to try in a slot, all slots before it being known."""
+        first = len(self._points)
+        if slot < first:
+            return self._points[slot]
+        optimizer = self._ready()
+        self._tell(optimizer.horizon(slot - first))
+        return optimizer.ask(slot - first)
+
+    def told_all(self) -> Optimizer | None:
+        """Return the optimizer after telling it every result; None before its first slot."""
+        if len(self.results) <= len(self._points):
+            return None
+        self._ready()
+        self._tell(len(self.results) - len(self._points))
+        return self._optimizer
+
+    def _ready(self) -> Optimizer:
+        if self._optimizer is None:
+            checked = self._run.checked
+            self._optimizer = optimizers.create(
+                self._run.optimizer_name,
+                checked.file.optimizer_settings,
+                Genome(checked.space.holes),
+                checked.file.search.seed,
+                self.results[: len(self._points)],
+                checked.file.place / "search" / "optimizer",
+            )
+        return self._optimizer
+
+    def _tell(self, horizon: int) -> None:
+        assert self._optimizer is not None
+        while self._told < horizon:
+            point = self.results[len(self._points) + self._told]
+            self._optimizer.tell(self._told, point.values, point.fitness)
+            self._told += 1
+
+
+def search(
+    path: Path,
+    name: str | None,
+    *,
+    trials: int | None,
+    seed: int | None,
+    url: str | None,
+    device: str | None,
+    watcher: Watcher,
+) -> tuple[str, dict[str, Any]]:
+    """Launch a study from its file; returns its name and its report."""
+    data = load_yaml(path, StudyFileError)
+    place = Place(str(path), StudyFileError)
+    given = {"trials": trials, "seed": seed}
+    if isinstance(data, dict):
+        asked = {key: value for key, value in given.items() if value is not None}
+        part = data.setdefault("search", {})
+        if isinstance(part, dict):
+            part.update(asked)
+    checked = check_study(parse_study(data, path.resolve().parent, place))
+    default = path.resolve().parent.name if path.stem == "study" else path.stem
+    name = name or default
+    with only_writer(name):
+        store = Store.create(name, url)
+        store.set("study", _record(checked))
+        total = checked.file.search.trials
+        return name, _run(store, checked, checked.optimizer, total, device, watcher)
+
+
+def resume(
+    name: str, *, trials: int | None, url: str | None, device: str | None, watcher: Watcher
+) -> dict[str, Any]:
+    """Go on with a study from its database alone; returns its report.
+
+    `trials` is a total. Raises StudyError where the inputs are no longer what they were.
+    """
+    Store.open(name, url)
+    with only_writer(name):
+        store = Store.open(name, url)
+        record = store.get("study")
+        done = len(store.trials())
+        if trials is not None and trials < done:
+            raise StudyError(f"expected a total of at least the {done} trials done, got {trials}")
+        checked = recorded_study(name, record)
+        total = trials or record["trials"]
+        _refuse_changes(name, record, _record(checked), watcher)
+        if total != record["trials"]:
+            store.set("study", {**record, "trials": total})
+            for key in ("winner", "report"):
+                store.set(key, None)  # until the longer study has its own
+        return _run(store, checked, record["optimizer"], total, device, watcher)
+
+
+def recorded_study(name: str, record: Mapping[str, Any]) -> CheckedStudy:
+    """Return the study that a database holds, checked against its models and data once more."""
+    place = Place(f"the recorded study {name}", StudyFileError)
+    checked = check_study(parse_study(record["study"], Path.cwd(), place))
+    return replace(checked, optimizer=record["optimizer"])
+
+
+def _run(
+    store: Store,
+    checked: CheckedStudy,
+    optimizer: str,
+    total: int,
+    device: str | None,
+    watcher: Watcher,
+) -> dict[str, Any]:
+    store.bind(checked.space.holes)
+    scorer = Scorer(
+        checked.checkpoints,
+        checked.tasks,
+        result_dtype=checked.space.result_dtype,
+        device=device,
+        progress=watcher.stage,
+    )
+    _check_inputs(store, scorer)
+    return Run(store, checked, optimizer, total, scorer, watcher).all()
+
+
+def _record(checked: CheckedStudy) -> dict[str, Any]:
+    return {
+        "study": checked.file.to_mapping(),
+        "trials": checked.file.search.trials,
+        "optimizer": checked.optimizer,
+        "holes": describe(checked.space.holes),
+        "items": {task.name: task.fingerprint() for task in checked.tasks},
+        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def _refuse_changes(
+    name: str, then: Mapping[str, Any], now: Mapping[str, Any], watcher: Watcher
+) -> None:
+    for task, fingerprint in then["items"].items():
+        if now["items"][task] != fingerprint:
+            raise StudyError(
+                f"the items of {task} are not those that {name} began with; restore "
+                f"{now['study']['tasks'][task]['data']} or start a new study"
+            )
+    if then["holes"] != now["holes"]:
+        raise StudyError(f"the models of {name} have other layers than it began with")
+    changed = [
+        f"{library} {version} → {now['versions'][library]}"
+        for library, version in then["versions"].items()
+        if now["versions"].get(library) != version
+    ]
+    if changed:
+        watcher.note(f"libraries changed since the study began: {', '.join(changed)}")
+
+
+def _check_inputs(store: Store, scorer: Scorer) -> None:
+    """Store the fingerprints of the inputs, or refuse to go on with other ones."""
+    now = {str(ref): digest for ref, digest in scorer.merger.fingerprints.items()}
+    then = store.get("inputs")
+    if then is None:
+        store.set("inputs", now)
+        return
+    for ref, digest in then.items():
+        if now.get(ref) != digest:
+            raise StudyError(
+                f"the weights of {ref} are not those that the study began with; "
+                "restore them or start a new study"
+            )
+
+
+def _best(records: Any) -> float | None:
+    found: list[TrialRecord] = list(records)
+    return max((one.fitness for one in found if one.fitness is not None), default=None)

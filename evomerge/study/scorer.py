@@ -1,0 +1,80 @@
+"""Scores recipes and models of a study: merger, live models and evaluator in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+
+from evomerge.checkpoints import Checkpoint, ModelRef
+from evomerge.errors import CandidateError
+from evomerge.evaluator import Evaluator, Split, TaskItems
+from evomerge.fitness import TaskScores
+from evomerge.merger import Merger
+from evomerge.models import Ensemble, LiveModel, best_device, load_tokenizer, use_threads
+from evomerge.recipe import Recipe
+
+Progress = Callable[[str, int, int], None]
+
+
+class Scorer:
+    """The input models in memory, the one live candidate, and the tasks to score it on.
+
+    `checkpoints[0]` is the base; its configuration and tokenizer serve every candidate. Raises
+    CheckpointError where the models cannot be merged in memory or scored.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        tasks: Sequence[TaskItems],
+        *,
+        tokenizer_of: Checkpoint | None = None,
+        result_dtype: str | None = None,
+        device: str | None = None,
+        progress: Progress = lambda text, done, total: None,
+    ) -> None:
+        first = checkpoints[0]
+        use_threads(sum(torch.Size(info.shape).numel() for info in first.tensors.values()))
+        self._checkpoints = list(checkpoints)
+        tokenizer = load_tokenizer((tokenizer_of or first).folder)
+        self._evaluator = Evaluator(tasks, tokenizer)
+        self._device = best_device(device)
+        self.merger = Merger(
+            checkpoints, result_dtype=result_dtype, device=self._device, progress=progress
+        )
+
+    @cached_property
+    def _candidate(self) -> LiveModel:
+        return LiveModel(self._checkpoints[0].folder, self.merger.output, self._device)
+
+    @cached_property
+    def _inputs(self) -> dict[ModelRef, LiveModel]:
+        return {
+            checkpoint.ref: LiveModel(
+                checkpoint.folder, self.merger.input(checkpoint.ref), self._device
+            )
+            for checkpoint in self._checkpoints
+        }
+
+    def recipe(self, recipe: Recipe, split: Split, exact: bool) -> TaskScores:
+        """Merge a recipe and score it; raises CandidateError where either is impossible."""
+        self.merger.materialize(recipe)
+        return _finite(self._evaluator.scores(self._candidate, split, exact))
+
+    def model(self, ref: ModelRef, split: Split, exact: bool) -> TaskScores:
+        """Score one of the inputs as it is."""
+        return _finite(self._evaluator.scores(self._inputs[ref], split, exact))
+
+    def ensemble(self, refs: Sequence[ModelRef], split: Split, exact: bool) -> TaskScores:
+        """Score the probability ensemble of some inputs."""
+        members = [self._inputs[ref] for ref in refs]
+        return _finite(self._evaluator.scores(Ensemble(members), split, exact))
+
+
+def _finite(scores: TaskScores) -> TaskScores:
+    for task, items in scores.items():
+        if not torch.isfinite(torch.from_numpy(items.score)).all():
+            raise CandidateError(f"the model gives scores on {task} that are not finite numbers")
+    return scores

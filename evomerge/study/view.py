@@ -1,0 +1,183 @@
+"""What the commands that only read ask of studies, recipes and models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evomerge.checkpoints import Checkpoint, ModelRef, check_alike, open_checkpoint
+from evomerge.errors import CheckpointError, Found, InputError, Place, StudyError
+from evomerge.evaluator import SPLITS, Split
+from evomerge.files import load_yaml
+from evomerge.fitness import (
+    Fitness,
+    TaskScores,
+    best_of,
+    mean_correct,
+    mean_scores,
+    normalized_accuracy,
+)
+from evomerge.recipe import Recipe, load_recipe, resolve
+from evomerge.study.file import CheckedStudy, check_study, load_study_file
+from evomerge.study.finals import winning_recipe
+from evomerge.study.loop import recorded_study
+from evomerge.study.scorer import Scorer
+from evomerge.study.store import Store, studies
+
+Progress = Callable[[str, int, int], None]
+
+__all__ = ["check", "evaluate", "exported", "status", "status_line", "stored_report", "studies"]
+
+
+def status(name: str, url: str | None) -> dict[str, Any]:
+    """Return a study's state as data."""
+    store = Store.open(name, url)
+    record = store.get("study")
+    trials = store.trials()
+    count = {
+        state: sum(one.state == state for one in trials)
+        for state in ("complete", "failed", "running")
+    }
+    done = [one for one in trials if one.fitness is not None]
+    best = max(done, key=lambda one: one.fitness or 0.0, default=None)
+    seconds = [
+        (one.finished - one.started).total_seconds()
+        for one in trials
+        if one.started and one.finished
+    ]
+    recent = sorted(seconds[-20:])
+    return {
+        "name": name,
+        "total": record["trials"],
+        "trials": count,
+        "best": None if best is None else {"trial": best.number, "fitness": best.fitness},
+        "seconds_per_trial": recent[len(recent) // 2] if recent else None,
+        "optimizer": record["optimizer"],
+        "finished": store.get("report") is not None,
+    }
+
+
+def status_line(status: dict[str, Any]) -> str:
+    """Return a study's state in one line."""
+    count = status["trials"]
+    done = count["complete"] + count["failed"]
+    parts = [f"{status['name']}: {done} of {status['total']} trials"]
+    parts += [f"{count[state]} {state}" for state in ("failed", "running") if count[state]]
+    if status["best"]:
+        parts.append(f"best {status['best']['fitness']:.4f} (trial {status['best']['trial']})")
+    if status["seconds_per_trial"] is not None:
+        parts.append(f"{status['seconds_per_trial']:.2f} s/trial")
+    parts += [status["optimizer"], "finished" if status["finished"] else "unfinished"]
+    return ", ".join(parts)
+
+
+def exported(name: str, url: str | None, trial: int | None) -> str:
+    """Return the YAML text of a study's recipe: of a trial, the winner, or the best so far."""
+    store = Store.open(name, url)
+    checked = recorded_study(name, store.get("study"))
+    recipe, what = winning_recipe(store, checked.space, trial)
+    return recipe.to_yaml(f"Study {name}: {what}.\nMerge with: evomerge merge THIS_FILE OUT_DIR")
+
+
+def stored_report(name: str, url: str | None) -> dict[str, Any]:
+    """Return a finished study's report; raises StudyError where it has none yet."""
+    store = Store.open(name, url)
+    found = store.get("report")
+    if found is None:
+        done = sum(one.state != "running" for one in store.trials())
+        total = store.get("study")["trials"]
+        raise StudyError(
+            f"the study {name} has no report yet, {done} of its {total} trials are done; "
+            f"go on with `evomerge resume {name}`"
+        )
+    report: dict[str, Any] = found
+    return report
+
+
+def trial_history(name: str, url: str | None) -> list[tuple[int, float | None]]:
+    """Return (number, fitness) of all trials."""
+    return [(one.number, one.fitness) for one in Store.open(name, url).trials()]
+
+
+def evaluate(
+    what: str, study: Path, split: str, device: str | None, progress: Progress
+) -> dict[str, Any]:
+    """Score a model's folder, a Hub id or a recipe file on a study's tasks."""
+    if split not in SPLITS:
+        raise InputError(f"expected a split among {', '.join(SPLITS)}, got {split!r}")
+    checked = check_study(load_study_file(study))
+    chosen: Split = split  # type: ignore[assignment]
+    experts = _expert_scores(checked, chosen, device, progress)
+    scores = _scores_of(what, checked, chosen, device, progress)
+    reference = best_of([mean_scores(one) for one in experts])
+    fitness = Fitness(reference, checked.file.fitness.worst)
+    means, correct = mean_scores(scores), mean_correct(scores)
+    return {
+        "fitness": fitness.of(means),
+        "normalized": normalized_accuracy(scores, experts).value,
+        "tasks": {
+            name: {"accuracy": correct[name], "score": means[name]} for name in means
+        },
+    }
+
+
+def _expert_scores(
+    checked: CheckedStudy, split: Split, device: str | None, progress: Progress
+) -> list[TaskScores]:
+    scorer = Scorer(checked.checkpoints, checked.tasks, device=device, progress=progress)
+    refs = [ref for name, ref in checked.refs.items() if name != "base"]
+    return [scorer.model(ref, split, exact=True) for ref in refs]
+
+
+def _scores_of(
+    what: str, checked: CheckedStudy, split: Split, device: str | None, progress: Progress
+) -> TaskScores:
+    tokenizer_of = checked.checkpoints[0]
+    if what.endswith((".yaml", ".yml")) or Path(what).is_file():
+        recipe = load_recipe(Path(what))
+        opened = open_inputs(recipe, what)
+        merging = Scorer(
+            opened,
+            checked.tasks,
+            tokenizer_of=tokenizer_of,
+            result_dtype=recipe.result_dtype,
+            device=device,
+            progress=progress,
+        )
+        return merging.recipe(recipe, split, exact=True)
+    place = Place("the command line", CheckpointError, "MODEL_OR_RECIPE")
+    ref = ModelRef.parse(what, place)
+    checkpoint = open_checkpoint(ref, place)
+    scorer = Scorer([checkpoint], checked.tasks, tokenizer_of=tokenizer_of, device=device)
+    return scorer.model(ref, split, exact=True)
+
+
+def open_inputs(recipe: Recipe, source: str) -> list[Checkpoint]:
+    """Open all models of a recipe, its donor of configuration first."""
+    place = Place(source, CheckpointError)
+    refs = list(dict.fromkeys([recipe.donor, *recipe.inputs]))
+    return [open_checkpoint(ref, place) for ref in refs]
+
+
+def check(file: Path) -> str:
+    """Check a study file or a recipe; returns a sentence of what was found."""
+    data = load_yaml(file, InputError)
+    if not isinstance(data, dict):
+        raise Place(str(file), InputError).fail("a study or a recipe", Found("neither"))
+    if "merge_method" in data:
+        recipe = load_recipe(file)
+        opened = open_inputs(recipe, str(file))
+        names = check_alike(opened)
+        resolve(recipe, names)
+        return (
+            f"{file} is a {recipe.merge_method} recipe of {len(recipe.inputs)} models "
+            f"with {len(names)} tensors each"
+        )
+    checked = check_study(load_study_file(file))
+    items = sum(len(task.examples) for task in checked.tasks)
+    return (
+        f"{file} is a study of {len(checked.refs) - 1} experts, {len(checked.tasks)} tasks with "
+        f"{items} items, {len(checked.space.holes)} dimensions and "
+        f"{checked.file.search.trials} trials of {checked.optimizer}"
+    )
