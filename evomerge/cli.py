@@ -87,7 +87,10 @@ def zoo(
     from evomerge.zoo import build_zoo
 
     with _bars() as bars:
-        build_zoo(directory, seed=seed, progress=bars.stage)
+        try:
+            build_zoo(directory, seed=seed, progress=bars.stage)
+        except FileExistsError as problem:
+            raise EvomergeError(str(problem)) from None
     _say(f"{directory}/study.yaml is ready: evomerge search {directory}/study.yaml")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evomerge.errors import CandidateError, StudyError
+from evomerge.errors import CandidateError
 from evomerge.proxy_tasks import ItemScores
 
 Vector = npt.NDArray[np.float64]
@@ -52,16 +52,10 @@ def mean_correct(scores: TaskScores) -> dict[str, float]:
 def best_of(experts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return, for each task, the best expert's score, by which others are normalized.
 
-    Raises StudyError where every expert scores 0, so that nothing can be normalized.
+    Where every expert scores 0 there is nothing to normalize by, and the task counts as it is.
     """
     best = {task: max(expert[task] for expert in experts) for task in experts[0]}
-    for task, value in best.items():
-        if not value > 0:
-            raise StudyError(
-                f"expected an expert that scores above 0 on {task}, got none; "
-                "check the task's prompt and answer, or leave the task out"
-            )
-    return best
+    return {task: value if value > 0 else 1.0 for task, value in best.items()}
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ def normalized_accuracy(scores: TaskScores, experts: Sequence[TaskScores]) -> In
         size = len(items.correct)
         counts = generator.multinomial(size, np.full(size, 1 / size), size=_RESAMPLES)
         below = counts @ best[task].correct
-        ratio = (counts @ items.correct) / np.where(below > 0, below, 1.0)
-        resampled += np.where(below > 0, ratio, 1.0)
+        above = counts @ items.correct
+        resampled += above / np.where(below > 0, below, size if not best[task].correct.any() else 1)
     low, high = np.percentile(resampled / len(scores), [2.5, 97.5])
     return Interval(value / len(scores), float(low), float(high))

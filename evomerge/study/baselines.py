@@ -63,6 +63,7 @@ class Baselines:
     rows: tuple[Row, ...]
     fitness: Fitness
     starts: tuple[Mapping[str, float], ...]  # weights of the experts, by name
+    unsolved: tuple[str, ...]  # tasks of which no input answers a single item right
 
 
 def baselines(
@@ -88,7 +89,13 @@ def baselines(
 
     rows = [Row("base", "baseline", {"model": str(refs["base"])})]
     rows += [Row(name, "baseline", {"model": str(refs[name])}) for name in experts]
-    means = {row.name: mean_scores(scored(row)) for row in rows}
+    inputs = {row.name: scored(row) for row in rows}
+    means = {name: mean_scores(scores) for name, scores in inputs.items()}
+    unsolved = tuple(
+        task
+        for task in means["base"]
+        if not any(scores[task].correct.any() for scores in inputs.values())
+    )
     fitness = Fitness(best_of([means[name] for name in experts]), worst)
 
     def fit(row: Row) -> float:
@@ -117,7 +124,7 @@ def baselines(
         name: 1 / len(greedy_members) if name in greedy_members else 0.0 for name in experts
     }
     starts = (dict.fromkeys(experts, scale), dict.fromkeys(experts, share), greedy_share)
-    return Baselines(tuple(rows), fitness, starts)
+    return Baselines(tuple(rows), fitness, starts, unsolved)
 
 
 def _greedy_soup(

@@ -62,6 +62,10 @@ class Run:
             self.checked.file.fitness.worst,
             self.watcher.stage,
         )
+        for task in prior.unsolved:
+            self.watcher.note(
+                f"no model answers a single search item of {task} right; check its prompt and answer"
+            )
         optimizer = self.trials(prior)
         return finish_study(
             self.store,

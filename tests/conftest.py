@@ -1,0 +1,56 @@
+"""What tests share: one small trained family, made once a session, and a helper to run the CLI."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def trained_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A family whose training was cut short: weak models, but of the real shape. Do not write here."""
+    from evomerge.zoo import Expert, Family, build_zoo
+    from evomerge.zoo.train import Schedule
+
+    names = ("sort", "reverse", "caesar")
+    family = Family(
+        base=Schedule(steps=40, adam=4e-3, muon=2e-2),
+        mixture=dict.fromkeys(names, 1.0),
+        experts={name: Expert(Schedule(steps=15, adam=3e-4), replay=0.0) for name in names},
+        items=400,
+    )
+    directory = tmp_path_factory.mktemp("zoo") / "family"
+    build_zoo(directory, family=family)
+    return directory
+
+
+@pytest.fixture
+def family(trained_family: Path, tmp_path: Path) -> Path:
+    """A copy of the family that a test may change; its study.yaml asks for small splits."""
+    copy = tmp_path / "family"
+    shutil.copytree(trained_family, copy)
+    study = copy / "study.yaml"
+    text = study.read_text()
+    small = text.replace(
+        "splits: {search: 128, select: 256, heldout: 1024}",
+        "splits: {search: 16, select: 16, heldout: 16}",
+    ).replace("trials: 300", "trials: 12")
+    assert small != text
+    study.write_text(small)
+    return copy
+
+
+def run_cli(*arguments: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `python -m evomerge` in a folder, as a user does; `check` asks for exit status 0."""
+    command = [sys.executable, "-m", "evomerge", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
