@@ -16,6 +16,7 @@ The command line prints the message, which is one sentence, and exits with statu
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -87,14 +88,15 @@ class Place:
     def fail(self, expected: str, found: object, hint: str = "") -> InputError:
         """Return (to be raised) `expected …, got … at this place`, with what to do after it."""
         shown = found if isinstance(found, Found) else Found(_brief(found))
-        return self.error(f"expected {expected}, got {shown} at {self}" + (f"; {hint}" if hint else ""))
+        ending = f"; {hint}" if hint else ""
+        return self.error(f"expected {expected}, got {shown} at {self}{ending}")
 
     def unknown(self, word: object, what: str, known: Iterable[str]) -> InputError:
         """Return (to be raised) the error for a misspelt name, with the nearest right one."""
         names = sorted(known)
         near = nearest(str(word), names)
         hint = f"did you mean {near!r}?" if near else f"known: {', '.join(names) or 'none'}"
-        return self.error(f"unknown {what} {word!r} at {self}; {hint}")
+        return self.error(f"unknown {what} {_brief(word)} at {self}; {hint}")
 
     def mapping(self, value: object, allowed: Iterable[str] | None = None) -> dict[str, object]:
         """Return `value` checked to be a mapping with string keys, all of them among `allowed`."""
@@ -115,6 +117,10 @@ class Found(str):
     __slots__ = ()
 
 
+_SHORT = reprlib.Repr()  # bounded in depth too: aliases of YAML can nest without end
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 70
+
+
 def _brief(value: object) -> str:
-    text = "nothing" if value is None else repr(value)
+    text = "nothing" if value is None else _SHORT.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 import xxhash
-from transformers import PreTrainedTokenizerBase
 
 from evomerge.errors import Found, Place
-from evomerge.models import LanguageModel
+from evomerge.models import LanguageModel, Tokenizer
 from evomerge.proxy_tasks import ItemScores, Task, TaskSettings, Vector
 from evomerge.proxy_tasks._data import Row
 
@@ -32,8 +31,11 @@ class TaskItems:
     splits: Mapping[Split, tuple[int, ...]]
 
     def fingerprint(self) -> str:
-        """Return a hash of the settings and of every example in its split."""
-        parts = [repr(self.settings), *map(repr, self.examples), repr(self.splits)]
+        """Return a hash of the settings and of every example in its split.
+
+        Where the data lies does not count.
+        """
+        parts = [repr(self.settings.model_dump(exclude={"data"})), *map(repr, self.examples), repr(self.splits)]
         return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
 
 
@@ -77,7 +79,7 @@ def draw_items(
 class Evaluator:
     """The tasks of a study, ready to be put to any model that shares the tokenizer."""
 
-    def __init__(self, tasks: Sequence[TaskItems], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tasks: Sequence[TaskItems], tokenizer: Tokenizer) -> None:
         self._splits = {task.name: task.splits for task in tasks}
         self._tasks: dict[str, Task] = {
             task.name: task.kind.Task(task.settings, task.examples, tokenizer) for task in tasks

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,13 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            try:
-                repeated = key in seen
-            except TypeError:
+            if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(
-                    None, None, "expected a plain key, found a list or mapping", key_node.start_mark
-                ) from None
-            if repeated:
+                    None, None, "a list or mapping as a key", key_node.start_mark
+                )
+            if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    None, None, f"the key {key!r} twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -60,8 +58,8 @@ def load_yaml(path: Path, error: type[InputError]) -> object:
         mark = problem.problem_mark or problem.context_mark
         line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise error(f"expected YAML, got {problem.problem or 'an error'}{line} of {path}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as problem:
-        first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+    except Exception as problem:  # a tag such as !!bool on another text fails in ways of its own
+        first = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         raise error(f"expected YAML, got {first} in {path}") from None
 
 
@@ -85,8 +83,18 @@ _Dumper.add_representer(tuple, _sequence)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part.
+
+    Raises InputError where the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_and_rename(path, text)
+    except OSError as problem:
+        raise InputError(f"cannot write {path}: {problem.strerror}") from None
+
+
+def _write_and_rename(path: Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
@@ -101,7 +109,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write `data` as indented JSON, whole or not at all."""
+    """Write `data` as indented JSON, whole or not at all; raises InputError as `write_text`."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -110,8 +118,8 @@ def whole_folder(target: Path, error: type[Exception]) -> Iterator[Path]:
     """Yield a hidden folder beside `target` that becomes `target` when the block ends well.
 
     Raises `error` where `target` exists already, before and after the block: nothing that exists
-    is overwritten. What an exception leaves is removed; what a kill leaves is a hidden
-    `.NAME.partial-…` folder that nothing takes for a result.
+    is overwritten; and where the block meets a full disk or the like. What an exception leaves is
+    removed; what a kill leaves is a hidden `.NAME.partial-…` folder that nothing takes for a result.
     """
     refusal = f"{target} exists already; choose another name or remove it first"
     if target.exists() or target.is_symlink():
@@ -127,8 +135,10 @@ def whole_folder(target: Path, error: type[Exception]) -> Iterator[Path]:
         if target.exists() or target.is_symlink():
             raise error(refusal)
         os.rename(partial, target)
-    except BaseException:
+    except BaseException as problem:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(problem, OSError):
+            raise error(f"cannot write {target}: {problem.strerror or problem}") from None
         raise
 
 

@@ -16,6 +16,8 @@ from evomerge.errors import CheckpointError
 
 _SMALL = 20_000_000  # parameters; below, more threads cost more than they bring
 
+Tokenizer = PreTrainedTokenizerBase
+
 transformers.utils.logging.disable_progress_bar()
 
 

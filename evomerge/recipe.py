@@ -1,8 +1,4 @@
-"""Merge recipes: reading, checking and writing mergekit's YAML, and resolving its settings.
-
-A setting is a scalar, a gradient (a list of numbers, piecewise linear over depth) or a list of
-`{filter, value}` of which the first whose filter is part of the tensor's name counts.
-"""
+"""Merge recipes: reading, checking and writing mergekit's YAML, and resolving its settings."""
 
 from __future__ import annotations
 
@@ -18,22 +14,11 @@ from evomerge.checkpoints import ModelRef, tensor_names_by_layer
 from evomerge.errors import Found, Place, RecipeError
 from evomerge.files import dump_yaml, load_yaml
 from evomerge.merge_methods import Array, MergeMethod, Parameter
+from evomerge.settings import Setting, parse_setting, plain, value_at
 
 DTYPES = ("float32", "bfloat16", "float16")
 KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype")
 _LATER = ("slices", "modules", "tokenizer_source", "tokenizer", "chat_template")
-
-
-@dataclass(frozen=True)
-class Conditional:
-    """A setting for the tensors whose name contains `filter` (None: for all)."""
-
-    filter: str | None
-    value: Setting
-
-
-Scalar = float | int | bool
-Setting = Scalar | tuple[Scalar, ...] | tuple[Conditional, ...]
 
 
 @dataclass(frozen=True)
@@ -91,11 +76,11 @@ class Recipe:
             data["base_model"] = str(self.base_model)
         data["models"] = [
             {"model": str(entry.model)}
-            | ({"parameters": _plain(entry.parameters)} if entry.parameters else {})
+            | ({"parameters": plain(entry.parameters)} if entry.parameters else {})
             for entry in self.models
         ]
         if self.parameters:
-            data["parameters"] = _plain(self.parameters)
+            data["parameters"] = plain(self.parameters)
         for key in ("dtype", "out_dtype"):
             if getattr(self, key):
                 data[key] = getattr(self, key)
@@ -105,22 +90,6 @@ class Recipe:
         """Return the recipe as YAML text under a comment."""
         head = "".join(f"# {line}\n" for line in comment.splitlines())
         return head + dump_yaml(self.to_mapping())
-
-
-def _plain(parameters: Mapping[str, Setting]) -> dict[str, Any]:
-    return {name: _plain_setting(setting) for name, setting in parameters.items()}
-
-
-def _plain_setting(setting: Setting) -> Any:
-    if not isinstance(setting, tuple):
-        return setting
-    return [
-        ({"filter": item.filter} if item.filter is not None else {})
-        | {"value": _plain_setting(item.value)}
-        if isinstance(item, Conditional)
-        else item
-        for item in setting
-    ]
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -176,9 +145,7 @@ def _models(
     return tuple(entries)
 
 
-def _parameters(
-    data: object, method: MergeMethod, scope: str, place: Place
-) -> dict[str, Setting]:
+def _parameters(data: object, method: MergeMethod, scope: str, place: Place) -> dict[str, Setting]:
     if data is None:
         return {}
     known = [
@@ -192,50 +159,8 @@ def _parameters(
             raise place.unknown(name, "parameter", known)
         declared = method.parameter(name)
         assert declared is not None
-        found[name] = _setting(value, declared, place / name)
+        found[name] = parse_setting(value, declared, place / name)
     return found
-
-
-def _setting(value: object, declared: Parameter, place: Place) -> Setting:
-    if isinstance(value, dict):
-        value = [value]
-    if isinstance(value, list):
-        if not value:
-            raise place.fail("a value, a gradient or a list of {filter, value}", value)
-        if any(isinstance(item, dict) for item in value):
-            return tuple(
-                _conditional(item, declared, place[index]) for index, item in enumerate(value)
-            )
-        return tuple(_scalar(item, declared, place[index]) for index, item in enumerate(value))
-    return _scalar(value, declared, place)
-
-
-def _conditional(item: object, declared: Parameter, place: Place) -> Conditional:
-    fields = place.mapping(item, ("filter", "value"))
-    text = fields.get("filter")
-    if text is not None and (not isinstance(text, str) or not text):
-        raise (place / "filter").fail("a part of a tensor's name, or '*'", text)
-    if "value" not in fields:
-        raise place.fail("a value", None)
-    return Conditional(text, _setting(fields["value"], declared, place / "value"))
-
-
-def _scalar(value: object, declared: Parameter, place: Place) -> Scalar:
-    if not declared.accepts(value):
-        hint = ""
-        if isinstance(value, str) and _is_number(value):
-            hint = "write it without quotes, and 1.0e-5 rather than 1e-5"
-        raise place.fail(f"{declared.name} as {declared.bounds}", value, hint)
-    assert isinstance(value, (bool, int, float))
-    return value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _dtype(top: Mapping[str, object], key: str, place: Place) -> str | None:
@@ -310,7 +235,7 @@ def _column(
     for index, name in enumerate(tensors):
         value: float | None = None
         for level in present:
-            value = _value(level, name, float(depth[index]))
+            value = value_at(level, name, float(depth[index]))
             if value is not None:
                 break
         if value is None:
@@ -322,22 +247,3 @@ def _column(
             value = float(declared.default)
         column[index] = value
     return column
-
-
-def _value(setting: Setting, name: str, t: float) -> float | None:
-    if not isinstance(setting, tuple):
-        return float(setting)
-    if isinstance(setting[0], Conditional):
-        for item in setting:
-            assert isinstance(item, Conditional)
-            if item.filter in (None, "*") or item.filter in name:  # type: ignore[operator]
-                return _value(item.value, name, t)
-        return None
-    scaled = t * (len(setting) - 1)
-    left = int(scaled)
-    right = min(len(setting) - 1, left + 1)
-    if isinstance(setting[0], bool):
-        return float(setting[left])  # type: ignore[arg-type]  # a choice is not interpolated
-    fraction = scaled - left
-    anchors = [float(anchor) for anchor in setting]  # type: ignore[arg-type]
-    return (1 - fraction) * anchors[left] + fraction * anchors[right]

@@ -6,9 +6,10 @@ tensors to a small table) and its kernel (the elementwise function that writes a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 Columns = Mapping[str, Sequence["torch.Tensor"]]
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value is a finite number that a float can hold, and no truth value."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of more than 308 digits
+        return False
 
 
 @dataclass(frozen=True)
@@ -51,18 +62,19 @@ class Parameter:
             return noun
         left = "(" if self.low_open or np.isinf(self.low) else "["
         right = ")" if np.isinf(self.high) else "]"
-        return f"{noun} in {left}{self.low:g}, {self.high:g}{right}"
+        low, high = (
+            f"{end:.0f}" if self.kind == "int" else f"{end:g}" for end in (self.low, self.high)
+        )
+        return f"{noun} in {left}{low}, {high}{right}"
 
     def accepts(self, value: object) -> bool:
         """Return whether one scalar of a recipe is a legal value."""
         if self.kind == "bool":
             return isinstance(value, bool)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return False
-        if self.kind == "int" and not isinstance(value, int):
+        if not is_number(value) or (self.kind == "int" and not isinstance(value, int)):
             return False
         low_ok = value > self.low if self.low_open else value >= self.low
-        return bool(np.isfinite(value) and low_ok and value <= self.high)
+        return low_ok and value <= self.high
 
 
 class Statistics(Protocol):

@@ -41,9 +41,8 @@ def kernel(
     assert base is not None
     weighted = []
     for index, model in enumerate(models):
-        kept = uniform(index) < columns["density"][index]
-        delta = (model - base) * columns["factor"][index]
-        weighted.append(torch.where(kept, delta, 0.0))
+        kept = uniform(index).lt_(columns["density"][index])
+        weighted.append((model - base) * kept * columns["factor"][index])
     return elect_and_merge(base, weighted, columns)
 
 

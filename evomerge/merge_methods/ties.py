@@ -44,8 +44,8 @@ def kernel(
     weighted = []
     for index, model in enumerate(models):
         delta = model - base
-        kept = delta.abs() >= columns["threshold"][index]
-        weighted.append(torch.where(kept, delta * columns["factor"][index], 0.0))
+        kept = delta.abs().ge_(columns["threshold"][index])
+        weighted.append(delta * kept * columns["factor"][index])
     return elect_and_merge(base, weighted, columns)
 
 

@@ -18,7 +18,7 @@ from evomerge.merger.layout import WIDTH, Block
 from evomerge.merger.random import uniform
 
 KernelChoice = Literal["auto", "fused", "eager"]
-_EAGER_ROWS = 512  # rows a time: bounds the workspace, keeps temporaries in cache
+_EAGER_ROWS = 64  # rows a time: temporaries of 256 KiB stay in cache
 _WORTH_COMPILING = 50_000_000  # elements; below, compiling costs more than a whole study saves
 
 Spans = tuple[tuple[str, int, int], ...]  # name, first column, number of columns

@@ -169,7 +169,5 @@ class Selected:
             for column, tensor in enumerate(self.rows):
                 value = float(density[model, column])
                 # Everything is kept at density 1, which needs no statistics.
-                found[model, column] = (
-                    (0.0, 1.0) if value >= 1 else find(model, int(tensor), value)
-                )
+                found[model, column] = (0.0, 1.0) if value >= 1 else find(model, int(tensor), value)
         return found

@@ -31,14 +31,17 @@ def keys(seed: int, models: int, tensors: Sequence[str]) -> npt.NDArray[np.int32
 
 def uniform(first: torch.Tensor, second: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Return float32 numbers in [0, 1), multiples of 2^-24, for int32 keys and element indices."""
-    mixed = _lowbias32(_lowbias32(index + first) ^ second)
-    return ((mixed >> 8) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+    mixed = _lowbias32(_lowbias32(index + first).bitwise_xor_(second))
+    return _shifted(mixed, 8).to(torch.float32).mul_(2.0**-24)
 
 
 def _lowbias32(x: torch.Tensor) -> torch.Tensor:
-    # Shifts of signed integers keep the sign, hence the masks; products wrap modulo 2^32.
-    x = x ^ ((x >> 16) & 0xFFFF)
-    x = x * 0x7FEB352D
-    x = x ^ ((x >> 15) & 0x1FFFF)
-    x = x * (0x846CA68B - 2**32)
-    return x ^ ((x >> 16) & 0xFFFF)
+    """Mix the bits of int32 numbers, overwriting them; products wrap modulo 2^32."""
+    x.bitwise_xor_(_shifted(x, 16)).mul_(0x7FEB352D)
+    x.bitwise_xor_(_shifted(x, 15)).mul_(0x846CA68B - 2**32)
+    return x.bitwise_xor_(_shifted(x, 16))
+
+
+def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Shift right, filling with zeros; torch fills with the sign."""
+    return (x >> bits).bitwise_and_(2 ** (32 - bits) - 1)

@@ -111,10 +111,14 @@ def _write_shards(
         }
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise CheckpointError(f"expected finite numbers, got NaN or infinity in merged {name}")
+                raise CheckpointError(
+                    f"expected finite numbers, got NaN or infinity in merged {name}"
+                )
             digests.append(f"{name} {tensor_digest(tensor)}")
             total_bytes += tensor.nbytes
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = (
+            SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
         weight_map.update(dict.fromkeys(tensors, file))
         try:
             save_file(tensors, folder / file, metadata={"format": "pt"})

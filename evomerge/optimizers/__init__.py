@@ -1,8 +1,8 @@
 """Optimizers: one ask–tell optimizer per file, found by its name.
 
 A file holds `Settings` (a pydantic model: the optimizer's own part of a study file) and `create`.
-All randomness derives from (seed, slot or generation), so an optimizer is rebuilt by telling it what
-is recorded.
+All randomness derives from (seed, slot or generation), so an optimizer is rebuilt by telling it
+what is recorded.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Evaluated:
 class Optimizer(Protocol):
     """Proposes points slot by slot; fitness is higher-is-better.
 
-    Slots are numbered from 0 after the starting points. `ask(k)` may be called once all slots below
-    `horizon(k)` have been told, in slot order; what it returns depends on those alone. A slot that is
-    told need not have been asked in this process.
+    Slots are numbered from 0 after the starting points. `ask(k)` may be called once all slots
+    below `horizon(k)` have been told, in slot order; what it returns depends on those alone. A slot
+    that is told need not have been asked in this process.
     """
 
     def horizon(self, slot: int) -> int:
@@ -89,12 +89,19 @@ def create(
     start: Sequence[Evaluated],
     place: Place,
 ) -> Optimizer:
-    """Return an optimizer that goes on from the evaluated starting points (at least one)."""
-    optimizer: Optimizer = get(name, place).create(settings, genome, seed, start)
+    """Return an optimizer that goes on from the evaluated starting points (at least one).
+
+    Settings of `auto`, which has none of its own, become the chosen optimizer's defaults.
+    """
+    module = get(name, place)
+    own = settings if isinstance(settings, module.Settings) else module.Settings()
+    optimizer: Optimizer = module.create(own, genome, seed, start)
     return optimizer
 
 
 def best_start(start: Sequence[Evaluated]) -> Values:
     """Return the values of the best starting point; the first where all failed."""
     done = [point for point in start if point.fitness is not None]
-    return max(done, key=lambda point: float(point.fitness or 0)).values if done else start[0].values
+    return (
+        max(done, key=lambda point: float(point.fitness or 0)).values if done else start[0].values
+    )

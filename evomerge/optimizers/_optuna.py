@@ -71,9 +71,7 @@ class ReplayedSampler:
     def ask(self, slot: int) -> dict[str, Any]:
         """Ask a new sampler, in a new study that knows what has been told."""
         state = np.random.SeedSequence([self._seed, slot]).generate_state(1)
-        study = optuna.create_study(
-            direction="maximize", sampler=self._make_sampler(int(state[0]))
-        )
+        study = optuna.create_study(direction="maximize", sampler=self._make_sampler(int(state[0])))
         study.add_trials(self._known[: self._start + slot])
         asked = study.ask(self._distributions)
         return {hole.name: _tidy(hole, asked.params[hole.name]) for hole in self._genome.holes}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import cma
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
@@ -15,6 +15,10 @@ from evomerge.errors import StudyError
 from evomerge.expressions import Values
 from evomerge.genome import Genome
 from evomerge.optimizers import Evaluated, OptimizerSettings, best_start
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it asks for matplotlib, whose plots nobody calls
+    import cma
 
 _DIAGONAL_FROM = 16  # dimensions; measured to learn faster at the budgets of merge studies
 _REPLAY_TOLERANCE = 1e-6  # other CPUs move proposals by a few 1e-9
@@ -61,7 +65,8 @@ class CmaEs:
             "CMA_diagonal": len(genome) >= _DIAGONAL_FROM,
             "popsize": settings.population or 4 + int(3 * np.log(len(genome))),
         }
-        with self._lent_stream():
+        with self._lent_stream(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the spelling of its own defaults
             self._strategy = cma.CMAEvolutionStrategy(
                 genome.to_unit(start), settings.sigma, options
             )
@@ -87,7 +92,8 @@ class CmaEs:
 
     def _sample(self, slot: int) -> npt.NDArray[np.float64]:
         if slot // self._size != self._generation:
-            assert slot // self._size == self._generation + 1 and not self._told
+            assert slot // self._size == self._generation + 1
+            assert not self._told
             with self._lent_stream():
                 self._population = self._strategy.ask()
             self._generation += 1

@@ -23,8 +23,10 @@ class Settings(OptimizerSettings):
 def create(
     settings: Settings, genome: Genome, seed: int, start: Sequence[Evaluated]
 ) -> ReplayedSampler:
-    """Return a Gaussian process with log expected improvement (Ament et al. 2023,
-    arXiv:2310.20708)."""
+    """Return a Gaussian process with log expected improvement.
+
+    Ament et al. 2023, Unexpected improvements to expected improvement, arXiv:2310.20708.
+    """
 
     def make(seed: int) -> GPSampler:
         with warnings.catch_warnings():

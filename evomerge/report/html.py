@@ -69,8 +69,8 @@ def _label(row: Mapping[str, Any]) -> str:
 
 
 def _intervals(rows: Sequence[Mapping[str, Any]]) -> str:
-    low = min(row["heldout"]["low"] for row in rows)
-    high = max(row["heldout"]["high"] for row in rows)
+    low = min(float(row["heldout"]["low"]) for row in rows)
+    high = max(float(row["heldout"]["high"]) for row in rows)
     left, right, step = 190, 840, 26
     spread = (high - low) or 1.0
 
@@ -81,9 +81,10 @@ def _intervals(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = [f'<svg viewBox="0 0 920 {height}" role="img" aria-label="held-out intervals">']
     for tick in range(5):
         value = low + spread * tick / 4
+        at = f"{x(value):.1f}"
         parts.append(
-            f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="0" y2="{height - 24}"/>'
-            f'<text class="soft" x="{x(value):.1f}" y="{height - 8}" text-anchor="middle">'
+            f'<line class="grid" x1="{at}" x2="{at}" y1="0" y2="{height - 24}"/>'
+            f'<text class="soft" x="{at}" y="{height - 8}" text-anchor="middle">'
             f"{value:.2f}</text>"
         )
     for index, row in enumerate(rows):
@@ -102,7 +103,9 @@ def _table(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]]) -> st
     cells = "".join(f"<th>{html.escape(title)}</th>" for title in head)
     lines = [f'<div class="scroll"><table><tr>{cells}</tr>']
     for kind, values in body:
-        lines.append(f'<tr class="{kind}">' + "".join(f"<td>{one}</td>" for one in values) + "</tr>")
+        lines.append(
+            f'<tr class="{kind}">' + "".join(f"<td>{one}</td>" for one in values) + "</tr>"
+        )
     return "\n".join([*lines, "</table></div>"])
 
 
@@ -132,7 +135,7 @@ def _history(history: Sequence[tuple[int, float | None]]) -> str:
     if not done:
         return "<p>No trial succeeded.</p>"
     low, high = min(value for _, value in done), max(value for _, value in done)
-    last = max(1, max(number for number, _ in history))
+    last = max(1, *(number for number, _ in history))
     spread = (high - low) or 1.0
 
     def point(number: int, value: float) -> tuple[float, float]:

@@ -17,8 +17,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     tasks = list(rows[0]["heldout"]["tasks"])
     table = Table(
         title="normalized accuracy: merged over best expert, mean of the tasks",
-        caption="intervals: 95 %, paired bootstrap over items · the held-out items were scored once, "
-        "at the end",
+        caption="intervals: 95 %, paired bootstrap over items · "
+        "held-out items are scored once, at the end",
         title_justify="left",
         caption_justify="left",
     )

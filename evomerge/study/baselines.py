@@ -108,14 +108,10 @@ def baselines(
     soup = rows[-1]
     greedy, greedy_members = _greedy_soup(make, experts, means, fitness, fit, soup)
     rows.append(greedy)
-    scale, line = max(
-        ((scale, make.line(scale)) for scale in LINE), key=lambda pair: fit(pair[1])
-    )
+    scale, line = max(((scale, make.line(scale)) for scale in LINE), key=lambda pair: fit(pair[1]))
     rows.append(Row("task arithmetic", "baseline", line.what, line.detail))
     rows += [make.ties(), make.dare_ties()]
-    rows.append(
-        Row("ensemble", "reference", {"ensemble": [str(refs[name]) for name in experts]})
-    )
+    rows.append(Row("ensemble", "reference", {"ensemble": [str(refs[name]) for name in experts]}))
     for row in rows[-4:]:
         scored(row)
     progress("baselines", total, total)
@@ -135,7 +131,7 @@ def _greedy_soup(
     fit: Callable[[Row], float],
     uniform: Row,
 ) -> tuple[Row, list[str]]:
-    """Add experts, best first, while the soup gets no worse (Model soups, arXiv:2203.05482, recipe 1)."""
+    """Add experts, best first, while the soup gets no worse (arXiv:2203.05482, recipe 1)."""
     order = sorted(experts, key=lambda name: -fitness.of(means[name]))
     members, best = order[:1], fitness.of(means[order[0]])
     for name in order[1:]:

@@ -1,4 +1,4 @@
-"""The end of a study: finalists on the select split, the winner on the held-out split, the report."""
+"""The end of a study: finalists on the select split, the winner on held-out items, the report."""
 
 from __future__ import annotations
 
@@ -62,15 +62,17 @@ def _pick(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score the finalists on the select split; the best normalized accuracy wins.
 
-    Finalists are the best trials on the search split and the optimizer's recommendation, whose error
-    is smaller than that of the best of many noisy trials.
+    Finalists are the best trials on the search split and the optimizer's recommendation, which
+    noise misleads less than the best of many noisy trials.
     """
-    candidates = [
+    candidates: list[dict[str, Any]] = [
         {"name": f"trial {one.number}", "trial": one.number, "values": dict(one.values)}
         for one in _best_trials(store.trials())
     ]
     if recommended is not None:
-        candidates.append({"name": "mean of the search", "trial": None, "values": dict(recommended)})
+        candidates.append(
+            {"name": "mean of the search", "trial": None, "values": dict(recommended)}
+        )
     if not candidates:
         raise StudyError("no trial of the study succeeded, so there is no winner")
     references = [row_scores(store, scorer, row, "select") for row in experts]

@@ -64,7 +64,8 @@ class Run:
         )
         for task in prior.unsolved:
             self.watcher.note(
-                f"no model answers a single search item of {task} right; check its prompt and answer"
+                f"no input model answers one search item of {task} right; "
+                "check its prompt and answer"
             )
         optimizer = self.trials(prior)
         return finish_study(
@@ -185,8 +186,7 @@ def search(
     default = path.resolve().parent.name if path.stem == "study" else path.stem
     name = name or default
     with only_writer(name):
-        store = Store.create(name, url)
-        store.set("study", _record(checked))
+        store = Store.create(name, url, _record(checked))
         total = checked.file.search.trials
         return name, _run(store, checked, checked.optimizer, total, device, watcher)
 

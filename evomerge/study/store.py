@@ -99,20 +99,42 @@ class Store:
         self._distributions: dict[str, BaseDistribution] = {}
 
     @classmethod
-    def create(cls, name: str, url: str | None) -> Store:
-        """Make a new study; raises StudyError where one of that name has been started."""
-        storage = _connect(storage_url(name, url))
+    def create(cls, name: str, url: str | None, record: Mapping[str, Any]) -> Store:
+        """Make a new study that holds its record; StudyError where one of that name exists.
+
+        A new SQLite file appears whole, with the study in it, or not at all.
+        """
+        where = storage_url(name, url)
+        path = Path(where.removeprefix(_SQLITE))
+        if where.startswith(_SQLITE) and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.partial")
+            partial.unlink(missing_ok=True)
+            storage = _connect(f"{_SQLITE}{partial}")
+            cls._new(storage, name, record)
+            storage.remove_session()
+            storage.engine.dispose()
+            partial.replace(path)
+            return cls.open(name, url)
+        storage = _connect(where)
         try:
             existing = cls(storage, _try(lambda: storage.get_study_id_from_name(name)))
         except KeyError:
-            directions = [StudyDirection.MAXIMIZE]
-            return cls(storage, _try(lambda: storage.create_new_study(directions, name)))
-        if existing.get("study") is None:
-            return existing  # its process ended before anything was written
+            return cls._new(storage, name, record)
+        if existing.get("study") is None:  # its process ended before anything was written
+            existing.set("study", record)
+            return existing
         raise StudyError(
             f"the study {name} exists; go on with `evomerge resume {name}`, "
             "or choose another --name"
         )
+
+    @classmethod
+    def _new(cls, storage: RDBStorage, name: str, record: Mapping[str, Any]) -> Store:
+        directions = [StudyDirection.MAXIMIZE]
+        store = cls(storage, _try(lambda: storage.create_new_study(directions, name)))
+        store.set("study", record)
+        return store
 
     @classmethod
     def open(cls, name: str, url: str | None) -> Store:

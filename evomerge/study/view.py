@@ -107,7 +107,7 @@ def evaluate(
     if split not in SPLITS:
         raise InputError(f"expected a split among {', '.join(SPLITS)}, got {split!r}")
     checked = check_study(load_study_file(study))
-    chosen: Split = split  # type: ignore[assignment]
+    chosen: Split = split
     experts = _expert_scores(checked, chosen, device, progress)
     scores = _scores_of(what, checked, chosen, device, progress)
     reference = best_of([mean_scores(one) for one in experts])
@@ -116,9 +116,7 @@ def evaluate(
     return {
         "fitness": fitness.of(means),
         "normalized": normalized_accuracy(scores, experts).value,
-        "tasks": {
-            name: {"accuracy": correct[name], "score": means[name]} for name in means
-        },
+        "tasks": {name: {"accuracy": correct[name], "score": means[name]} for name in means},
     }
 
 
