@@ -6,8 +6,9 @@ Opening a checkpoint reads headers only and imports no torch; tensors are read o
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from evomerge.errors import CheckpointError, Found, Place
+from evomerge.errors import CheckpointError, Found, Place, first_line
+from evomerge.files import exists
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_HEAD = "lm_head.weight"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?\Z")
 
@@ -43,14 +46,14 @@ class ModelRef:
         if not isinstance(value, str) or not value.strip():
             raise place.fail("a model: a folder or a Hub id such as org/name@revision", value)
         text = value.strip()
-        if "+" in text and not Path(text).exists():
+        if "+" in text and not exists(Path(text)):
             raise place.fail(
                 "a model without an adapter",
                 text,
                 "merge the adapter into its model first (adapters are not read yet)",
             )
         head, at, revision = text.rpartition("@")
-        if at and not Path(text).exists():
+        if at and not exists(Path(text)):
             if not head or not revision:
                 raise place.fail("model@revision", text)
             return cls(head, revision)
@@ -61,8 +64,10 @@ class ModelRef:
 
     def resolved(self, folder: Path) -> ModelRef:
         """Return this reference with a relative local path made absolute against `folder`."""
-        local = (folder / Path(self.path).expanduser()).resolve()
-        return ModelRef(str(local)) if local.exists() and not self.revision else self
+        local = folder / os.path.expanduser(self.path)
+        if self.revision or not exists(local):
+            return self
+        return ModelRef(str(local.resolve()))
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,9 @@ class Checkpoint:
                     for name in members:
                         yield name, stream.get_tensor(name)
             except (SafetensorError, OSError) as problem:
-                raise CheckpointError(f"cannot read the tensors of {file}: {problem}") from None
+                raise CheckpointError(
+                    f"cannot read the tensors of {file}: {first_line(problem)}"
+                ) from None
 
 
 def locate(ref: ModelRef, place: Place) -> Path:
@@ -114,24 +121,23 @@ def locate(ref: ModelRef, place: Place) -> Path:
 
     Raises the place's error where there is neither a folder nor a model of that name in reach.
     """
-    local = Path(ref.path).expanduser()
-    if local.is_dir():
+    local = Path(os.path.expanduser(ref.path))
+    if exists(local):
         if ref.revision:
             raise place.fail("a folder without a revision", str(ref), "drop what follows the @")
-        return local.resolve()
-    if local.exists():
+        if local.is_dir():
+            return local.resolve()
         raise place.fail("a folder with config.json and safetensors files", str(ref))
     if not _REPOSITORY.fullmatch(ref.path):
         raise place.fail("a model's folder", Found(f"{ref.path}, which does not exist"))
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(
             snapshot_download(ref.path, revision=ref.revision, allow_patterns=_HUB_FILES)
         ).resolve()
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as problem:
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
+    except Exception as problem:  # the library raises whatever its HTTP client raises
+        reason = first_line(problem)
         raise place.fail(
             "a model's folder or a Hub id",
             Found(f"{str(ref)!r}, for which there is no folder and the Hub gave none"),
@@ -142,26 +148,15 @@ def locate(ref: ModelRef, place: Place) -> Path:
 def open_checkpoint(ref: ModelRef, place: Place) -> Checkpoint:
     """Open a model's folder and read the headers of all its safetensors files.
 
-    Raises the place's error where the model cannot be found, and CheckpointError where a file is
-    missing, damaged, or outside the folder, or where a tensor stands twice or nowhere.
+    A single file goes before an index, as in transformers. Raises the place's error where the model
+    cannot be found, and CheckpointError where a file is missing, damaged, or outside the folder, or
+    where an index and its files disagree on what is where.
     """
     folder = locate(ref, place)
-    index = folder / INDEX
-    tensors: dict[str, TensorInfo] = {}
-    if index.exists():
-        weight_map = _weight_map(index)
-        for name in sorted(set(weight_map.values())):
-            file = folder / name
-            if not file.is_file():
-                raise CheckpointError(f"the shard {name} that {index} names is missing")
-            for tensor, info in _header(file).items():
-                if weight_map.get(tensor) == name:
-                    tensors[tensor] = info
-        for tensor, name in weight_map.items():
-            if tensor not in tensors:
-                raise CheckpointError(f"{index} places {tensor} in {name}, which does not hold it")
-    elif (folder / SINGLE).exists():
+    if (folder / SINGLE).is_file():
         tensors = _header(folder / SINGLE)
+    elif (folder / INDEX).is_file():
+        tensors = _indexed(folder / INDEX)
     else:
         raise CheckpointError(
             f"expected {SINGLE} or {INDEX} in {folder}, got neither; "
@@ -171,8 +166,28 @@ def open_checkpoint(ref: ModelRef, place: Place) -> Checkpoint:
         raise CheckpointError(f"expected tensors, got none in {folder}")
     checkpoint = Checkpoint(ref, folder, dict(sorted(tensors.items())))
     if not checkpoint.config:
-        raise CheckpointError(f"expected a model's configuration, got an empty {folder}/config.json")
+        raise CheckpointError(
+            f"expected a model's configuration, got an empty {folder}/config.json"
+        )
     return checkpoint
+
+
+def _indexed(index: Path) -> dict[str, TensorInfo]:
+    weight_map = _weight_map(index)
+    tensors: dict[str, TensorInfo] = {}
+    for name in sorted(set(weight_map.values())):
+        file = index.parent / name
+        if not file.is_file():
+            raise CheckpointError(f"the shard {name} that {index} names is missing")
+        for tensor, info in _header(file).items():
+            if weight_map.get(tensor) != name:
+                where = weight_map.get(tensor, "no file")
+                raise CheckpointError(f"{index} places {tensor} in {where}, but {name} holds it")
+            tensors[tensor] = info
+    for tensor, name in weight_map.items():
+        if tensor not in tensors:
+            raise CheckpointError(f"{index} places {tensor} in {name}, which does not hold it")
+    return tensors
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -180,9 +195,13 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"expected a weight_map, got none in {index}")
     for tensor, name in content.items():
-        if not isinstance(name, str) or not name.endswith(".safetensors") or Path(name).name != name:
+        if (
+            not isinstance(name, str)
+            or not name.endswith(".safetensors")
+            or Path(name).name != name
+        ):
             raise CheckpointError(
-                f"expected a safetensors file beside the index, got {name!r} for {tensor} in {index}"
+                f"expected a safetensors file beside {index}, got {name!r} for {tensor}"
             )
     return content
 
@@ -195,8 +214,10 @@ def _header(file: Path) -> dict[str, TensorInfo]:
                 part = stream.get_slice(name)
                 found[name] = TensorInfo(tuple(part.get_shape()), part.get_dtype(), file)
             return found
-    except (SafetensorError, OSError, ValueError) as problem:
-        raise CheckpointError(f"expected a whole safetensors file, got {problem} in {file}") from None
+    except (SafetensorError, OSError) as problem:
+        raise CheckpointError(
+            f"expected a whole safetensors file, got {first_line(problem)} in {file}"
+        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -205,23 +226,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"expected {path.name} in {path.parent}, got no such file") from None
     except (ValueError, OSError, RecursionError) as problem:
-        raise CheckpointError(f"expected JSON, got {problem} in {path}") from None
+        raise CheckpointError(f"expected JSON, got {first_line(problem)} in {path}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"expected a JSON object, got a {type(content).__name__} in {path}")
     return content
 
 
-def check_alike(checkpoints: Iterable[Checkpoint]) -> tuple[str, ...]:
+def check_alike(checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
     """Return the names of the tensors to merge, checked to be the same in every checkpoint.
 
-    A tied output head that only some of the inputs store (`lm_head.weight` under a configuration
-    that ties it) is left to the tie. Raises CheckpointError naming both sides of a difference.
+    An output head that is tied to the embeddings is left to the tie, even where some of the inputs
+    store it. Raises CheckpointError naming both sides of a difference, and for quantized weights.
     """
-    first, *others = list(checkpoints)
-    names = [name for name in first.tensors if not _is_tied_head(first, name)]
+    first, *others = checkpoints
+    for checkpoint in checkpoints:
+        _refuse_quantized(checkpoint)
+    left_out = {_HEAD} if _heads_are_tied(checkpoints) else set()
+    names = [name for name in first.tensors if name not in left_out]
     for other in others:
-        theirs = {name for name in other.tensors if not _is_tied_head(first, name)}
-        for missing in sorted(set(names) ^ theirs):
+        for missing in sorted((set(names) ^ set(other.tensors)) - left_out):
             holder, lacker = (first, other) if missing in first.tensors else (other, first)
             raise CheckpointError(
                 f"expected the same tensors in every model, got {missing} in {holder.ref} "
@@ -239,27 +262,41 @@ def check_alike(checkpoints: Iterable[Checkpoint]) -> tuple[str, ...]:
                     f"expected floating-point numbers for {name} in both or in neither, "
                     f"got {mine.dtype} in {first.ref} and {its.dtype} in {other.ref}"
                 )
-    unknown = [(n, i.dtype) for n, i in first.tensors.items() if i.dtype.startswith("F8")]
-    if unknown:
-        raise CheckpointError(
-            f"expected float32, float16 or bfloat16 weights, got {unknown[0][1]} for "
-            f"{unknown[0][0]} in {first.ref}; merge the unquantized models"
-        )
     return tuple(names)
 
 
-def _is_tied_head(checkpoint: Checkpoint, name: str) -> bool:
-    return name == "lm_head.weight" and bool(checkpoint.config.get("tie_word_embeddings"))
+def _refuse_quantized(checkpoint: Checkpoint) -> None:
+    found = "quantization_config" if checkpoint.config.get("quantization_config") else None
+    for name, info in checkpoint.tensors.items():
+        if info.dtype.startswith(("F", "C")) and not info.floating:
+            found = f"{info.dtype} for {name}"
+            break
+    if found:
+        raise CheckpointError(
+            f"expected float32, float16 or bfloat16 weights, got {found} in {checkpoint.ref}; "
+            "merge the unquantized models"
+        )
 
 
-def tensor_names_by_layer(names: Iterable[str]) -> dict[str, tuple[str, int] | None]:
-    """Map each tensor's name to (stack, layer index), or None outside the layers.
+def _heads_are_tied(checkpoints: Sequence[Checkpoint]) -> bool:
+    """Return whether the output heads are the embeddings; raises where models differ in that.
 
-    A stack is what precedes the first whole-number component of a name: `model.layers` for
-    `model.layers.3.mlp.up_proj.weight`.
+    A configuration that does not say so is read by what the checkpoint stores: without a head there
+    must be a tie, with one it is as in the others.
     """
-    found: dict[str, tuple[str, int] | None] = {}
-    for name in names:
-        match = re.match(r"(.*?)\.(\d+)\.", name)
-        found[name] = (match[1], int(match[2])) if match else None
-    return found
+    said: dict[bool, Checkpoint] = {}
+    if not any(_HEAD in checkpoint.tensors for checkpoint in checkpoints):
+        return False
+    for checkpoint in checkpoints:
+        tied = checkpoint.config.get("tie_word_embeddings")
+        if isinstance(tied, bool):
+            said[tied] = checkpoint
+        elif _HEAD not in checkpoint.tensors:
+            said[True] = checkpoint
+    if len(said) == 2:
+        raise CheckpointError(
+            f"expected {_HEAD} tied to the embeddings in every model or in none, got a tie in "
+            f"{said[True].ref} and none in {said[False].ref}; models to merge must share one "
+            "architecture"
+        )
+    return True in said

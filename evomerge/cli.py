@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +92,8 @@ def zoo(
             build_zoo(directory, seed=seed, progress=bars.stage)
         except FileExistsError as problem:
             raise EvomergeError(str(problem)) from None
-    _say(f"{directory}/study.yaml is ready: evomerge search {directory}/study.yaml")
+    study = directory / "study.yaml"
+    _say(f"{study} is ready; next: {_command()} search {study}")
 
 
 @app.command()
@@ -146,7 +148,18 @@ def _conclude(name: str, url: str | None, report: dict[str, Any]) -> None:
     _say(f"recipe    {folder / 'recipe.yaml'}")
     _say(f"report    {folder / 'report.html'}, {folder / 'report.json'}")
     _say(f"database  {storage_url(name, url)}")
-    _say(f"next      evomerge merge {folder / 'recipe.yaml'} OUT_DIR")
+    _say(f"next      {_command()} merge {folder / 'recipe.yaml'} {folder / 'model'}")
+
+
+def _command() -> str:
+    """Return how this program is called here, for the next command to try."""
+    called = Path(sys.argv[0])
+    if called.name != "evomerge":
+        return f"{Path(sys.executable).name} -m evomerge"
+    found = shutil.which("evomerge")
+    if found and Path(found).resolve() == called.resolve():
+        return "evomerge"
+    return str(called)
 
 
 @app.command()

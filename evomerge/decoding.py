@@ -1,6 +1,7 @@
 """What proxy tasks ask of a language model: teacher-forced scores and greedy continuations.
 
-Batches depend on the items alone, so the same weights get the same numbers each time.
+Batches depend on the items and the kind of device alone, so the same weights get the same numbers
+each time.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from evomerge.errors import DataError
 from evomerge.models import LanguageModel
 
-_BATCH_TOKENS = 8192
-_BATCH_LOGITS = 1 << 26  # elements of a batch's log-probabilities: 256 MiB in float32
+_CPU_TOKENS = 512  # tokens of a batch whose activations stay in a core's cache
+_TOKENS = 16384  # tokens of a batch on other devices
+_LOGITS = 1 << 26  # elements of a batch's logits
+_CHUNK = 1 << 24  # of those, elements in float32 at a time: 64 MiB
 
-Vector = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -27,104 +32,156 @@ class TokenSequence:
     ids: tuple[int, ...]
     scored: int
 
+    @property
+    def target(self) -> tuple[int, ...]:
+        """The scored tokens."""
+        return self.ids[len(self.ids) - self.scored :]
+
 
 @dataclass(frozen=True)
 class Forced:
-    """Teacher-forced numbers of one sequence, each float32 [scored].
+    """Teacher-forced numbers of the scored tokens of n sequences, laid end to end.
 
-    `log_probability` is that of the gold token; `margin` its logit less the best other token's, so
-    positive where greedy decoding gives the gold token.
+    Those of sequence i stand at `starts[i] : starts[i + 1]`; `starts` is int64 [n + 1].
+    `log_probability` (float32) is that of the gold token, `margin` (float32) its logit less the best
+    other token's, `choice` (int64) the token that greedy decoding gives in its place.
     """
 
-    log_probability: Vector
-    margin: Vector
+    starts: Integers
+    log_probability: Floats
+    margin: Floats
+    choice: Integers
+
+    def least_margin(self) -> Floats:
+        """Return the smallest margin of each sequence, float32 [n]."""
+        found: Floats = np.minimum.reduceat(self.margin, self.starts[:-1])
+        return found
+
+    def total(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+        """Return, for numbers of the scored tokens, their sum over each sequence, float64 [n]."""
+        found: npt.NDArray[np.float64]
+        found = np.add.reduceat(values.astype(np.float64), self.starts[:-1])
+        return found
 
 
-def teacher_force(model: LanguageModel, sequences: Sequence[TokenSequence]) -> list[Forced]:
-    """Score sequences, in their order; each needs at least one token before the scored ones."""
-    found: dict[int, Forced] = {}
-    order = sorted(range(len(sequences)), key=lambda index: (len(sequences[index].ids), index))
-    for batch in _batches(order, sequences, model.vocabulary):
-        members = [sequences[index] for index in batch]
-        keep = max(member.scored for member in members)
-        ids, mask = _left_padded([member.ids[:-1] for member in members], model.device)
-        log_probabilities, _ = model.log_probabilities(ids, mask, keep)
-        gold = torch.zeros((len(batch), keep), dtype=torch.int64)
-        for row, member in enumerate(members):
-            gold[row, keep - member.scored :] = torch.tensor(member.ids[-member.scored :])
-        gold = gold.to(model.device).unsqueeze(-1)
-        chosen = log_probabilities.gather(-1, gold)
-        others = log_probabilities.scatter(-1, gold, float("-inf")).amax(dim=-1, keepdim=True)
-        both = torch.cat([chosen, chosen - others], dim=-1).cpu().numpy()
-        for row, (index, member) in enumerate(zip(batch, members, strict=True)):
-            tail = both[row, keep - member.scored :]
-            found[index] = Forced(tail[:, 0].copy(), tail[:, 1].copy())
-    return [found[index] for index in range(len(sequences))]
+@torch.inference_mode()
+def teacher_force(model: LanguageModel, sequences: Sequence[TokenSequence]) -> Forced:
+    """Score sequences, one at least, each with a scored token and a token before it.
+
+    Raises DataError for a sequence longer than the model's context.
+    """
+    scored = np.array([one.scored for one in sequences])
+    lengths = np.array([len(one.ids) for one in sequences])
+    _check_context(model, int(lengths.max()))
+    starts = np.concatenate([[0], scored.cumsum()])
+    log_probability = np.empty(starts[-1], dtype=np.float32)
+    margin, choice = np.empty_like(log_probability), np.empty(starts[-1], dtype=np.int64)
+    for batch in _batches(lengths, scored, model):
+        ids = np.zeros((len(batch), lengths[batch].max()), dtype=np.int64)
+        for row, index in enumerate(batch):
+            ids[row, : lengths[index]] = sequences[index].ids
+        rows = np.repeat(np.arange(len(batch)), scored[batch])
+        inside = np.concatenate([np.arange(count) for count in scored[batch]])
+        columns = (lengths - scored)[batch][rows] + inside  # of the scored tokens
+        first = columns.min()
+        logits = model.logits(_on(model, ids[:, :-1]), int(ids.shape[1] - first))
+        found = _beside_rivals(logits, rows, columns - first, ids[rows, columns])
+        here = starts[batch][rows] + inside
+        log_probability[here], margin[here], choice[here] = found
+    return Forced(starts, log_probability, margin, choice)
 
 
+def _beside_rivals(
+    logits: torch.Tensor, rows: Integers, columns: Integers, gold: Integers
+) -> tuple[Floats, Floats, Integers]:
+    """Return log-probability, margin and choice at n positions of [B, keep, V]; indices [n]."""
+    size = max(1, _CHUNK // logits.shape[-1])
+    indices = torch.from_numpy(np.stack([rows, columns, gold])).to(logits.device)
+    found: list[list[torch.Tensor]] = []
+    for row, column, token in zip(*(one.split(size) for one in indices), strict=True):
+        picked = logits[row, column].float()
+        chosen = picked.gather(1, token.unsqueeze(1))[:, 0]
+        log_probability = chosen - picked.logsumexp(dim=-1)
+        rival, other = picked.scatter_(1, token.unsqueeze(1), float("-inf")).max(dim=-1)
+        wins = (chosen > rival) | ((chosen == rival) & (token < other))  # as argmax has it
+        found.append([log_probability, chosen - rival, torch.where(wins, token, other)])
+    first, second, third = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+    return first, second, third
+
+
+@torch.inference_mode()
 def greedy(
     model: LanguageModel,
     prompts: Sequence[tuple[int, ...]],
     longest: Sequence[int],
     finished: Callable[[int, list[int]], bool],
 ) -> list[list[int]]:
-    """Continue prompts greedily with a KV cache; returns the new tokens of each, in order.
+    """Continue prompts greedily with a cache; returns the new tokens of each, in order.
 
-    Prompt i stops after `longest[i]` tokens or as soon as `finished(i, tokens)` says so; a batch
-    stops with its last prompt.
+    Prompt i stops after `longest[i]` tokens, at the end of the model's context, or as soon as
+    `finished(i, tokens)` says so; a batch stops with its last prompt. Raises DataError for a prompt
+    that fills the context.
     """
     found: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    sequences = [
-        TokenSequence(prompt + (0,) * most, 1)
-        for prompt, most in zip(prompts, longest, strict=True)
-    ]
-    for batch in _batches(order, sequences, model.vocabulary):
-        ids, mask = _left_padded([prompts[index] for index in batch], model.device)
+    if not prompts:
+        return found
+    lengths = np.array([len(prompt) for prompt in prompts])
+    _check_context(model, int(lengths.max()) + 1)
+    most = np.array(longest)
+    if model.context is not None:
+        most = np.minimum(most, model.context - lengths)
+    for batch in _batches(lengths + most, np.ones_like(lengths), model):
+        width = lengths[batch].max()
+        padded = np.zeros((2, len(batch), width), dtype=np.int64)
+        for row, index in enumerate(batch):
+            padded[0, row, width - lengths[index] :] = prompts[index]
+            padded[1, row, width - lengths[index] :] = 1
+        ids, mask = _on(model, padded)
         cache: object = None
-        running = set(range(len(batch)))
+        running = list(range(len(batch)))
         while running:
-            log_probabilities, cache = model.log_probabilities(ids, mask, 1, cache)
-            best = log_probabilities[:, -1].argmax(dim=-1)
-            for row, token in enumerate(best.tolist()):
-                if row not in running:
-                    continue
-                index = batch[row]
-                found[index].append(token)
-                if len(found[index]) >= longest[index] or finished(index, found[index]):
-                    running.discard(row)
+            logits, cache = model.step(ids, mask, cache)
+            best = logits.argmax(dim=-1)
+            tokens = best.tolist()
+            for row in running:
+                found[batch[row]].append(tokens[row])
+            running = [
+                row
+                for row, index in enumerate(batch)
+                if row in running
+                and len(found[index]) < most[index]
+                and not finished(int(index), found[index])
+            ]
             ids = best.unsqueeze(1)
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
     return found
 
 
-def _batches(
-    order: Sequence[int], sequences: Sequence[TokenSequence], vocabulary: int
-) -> list[list[int]]:
+def _on(model: LanguageModel, array: Integers) -> torch.Tensor:
+    return torch.from_numpy(array).to(model.device)
+
+
+def _check_context(model: LanguageModel, longest: int) -> None:
+    if model.context is not None and longest > model.context:
+        raise DataError(
+            f"expected items of at most {model.context} tokens, the context of the models, got one "
+            f"of {longest}; leave out the long ones"
+        )
+
+
+def _batches(lengths: Integers, scored: Integers, model: LanguageModel) -> list[Integers]:
+    """Return batches of like lengths as arrays of indices, within the bounds on tokens and logits."""
+    most = _CPU_TOKENS if model.device.type == "cpu" else _TOKENS
+    order = np.lexsort((lengths - scored, lengths))
     batches: list[list[int]] = []
-    longest = scored = 0
-    for index in order:
-        longest = max(longest, len(sequences[index].ids))
-        scored = max(scored, sequences[index].scored)
+    first = 0
+    for index in order.tolist():
+        length, unscored = int(lengths[index]), int((lengths - scored)[index])
+        first = min(first, unscored)
         size = len(batches[-1]) + 1 if batches else 0
-        if (
-            not batches
-            or size * longest > _BATCH_TOKENS
-            or size * scored * vocabulary > _BATCH_LOGITS
-        ):
+        logits = size * (length - first) * model.vocabulary
+        if not batches or size * length > most or logits > _LOGITS:
             batches.append([])
-            longest, scored = len(sequences[index].ids), sequences[index].scored
+            first = unscored
         batches[-1].append(index)
-    return batches
-
-
-def _left_padded(
-    prompts: Sequence[tuple[int, ...]], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.zeros((len(prompts), width), dtype=torch.int64)
-    mask = torch.zeros((len(prompts), width), dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+    return [np.array(batch) for batch in batches]

@@ -57,6 +57,11 @@ class CandidateError(EvomergeError):
     """One candidate cannot be merged or scored; its trial fails with this reason."""
 
 
+def first_line(problem: BaseException) -> str:
+    """Return the first line of a library's error, or its name where it says nothing."""
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the known name closest to `word`, or None where none is near."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from evomerge.errors import InputError
+from evomerge.errors import InputError, first_line
 
 
 class _Loader(yaml.SafeLoader):
@@ -22,7 +22,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(
                     None, None, "a list or mapping as a key", key_node.start_mark
@@ -33,6 +33,14 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is a file or folder at `path`; False also where no path can be so."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def read_text(path: Path, error: type[InputError]) -> str:
@@ -47,20 +55,21 @@ def read_text(path: Path, error: type[InputError]) -> str:
         raise error(f"expected a UTF-8 text file, got other bytes in {path}") from None
     except OSError as problem:
         raise error(f"cannot read {path}: {problem.strerror}") from None
+    except ValueError as problem:
+        raise error(f"cannot read {str(path)!r}: {problem}") from None
 
 
 def load_yaml(path: Path, error: type[InputError]) -> object:
     """Read one YAML document, plain data only; raise `error`, with the line, where it is broken."""
     text = read_text(path, error)
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (it is a safe loader)
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
         line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise error(f"expected YAML, got {problem.problem or 'an error'}{line} of {path}") from None
     except Exception as problem:  # a tag such as !!bool on another text fails in ways of its own
-        first = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-        raise error(f"expected YAML, got {first} in {path}") from None
+        raise error(f"expected YAML, got {first_line(problem)} in {path}") from None
 
 
 def dump_yaml(data: object) -> str:
@@ -73,7 +82,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _sequence(dumper: yaml.SafeDumper, data: list[object]) -> yaml.Node:
+def _sequence(dumper: yaml.SafeDumper, data: Sequence[object]) -> yaml.Node:
     flow = all(isinstance(item, (int, float, str)) for item in data)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flow)
 
@@ -117,9 +126,9 @@ def write_json(path: Path, data: object) -> None:
 def whole_folder(target: Path, error: type[Exception]) -> Iterator[Path]:
     """Yield a hidden folder beside `target` that becomes `target` when the block ends well.
 
-    Raises `error` where `target` exists already, before and after the block: nothing that exists
-    is overwritten; and where the block meets a full disk or the like. What an exception leaves is
-    removed; what a kill leaves is a hidden `.NAME.partial-…` folder that nothing takes for a result.
+    Raises `error` where `target` exists already, before and after the block, since nothing that
+    exists is overwritten, and where the block meets a full disk or the like. What an exception
+    leaves is removed; what a kill leaves is a hidden `.NAME.partial-…` folder.
     """
     refusal = f"{target} exists already; choose another name or remove it first"
     if target.exists() or target.is_symlink():

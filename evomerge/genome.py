@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evomerge.expressions import Hole, Values, on_grid
+from evomerge.expressions import Hole, Values, snap
 
 Vector = npt.NDArray[np.float64]
 
@@ -53,12 +53,8 @@ def _from_unit(hole: Hole, unit: float) -> Any:
         value = math.exp(math.log(hole.low) + unit * (math.log(hole.high) - math.log(hole.low)))
     else:
         value = hole.low + unit * (hole.high - hole.low)
-    if hole.step is not None:
-        steps = math.floor((hole.high - hole.low) / hole.step + 1e-9)
-        last = hole.low + steps * hole.step
-        value = on_grid(min(value, last), hole.low, hole.step)
-    value = min(max(value, hole.low), hole.high)  # rounding of the ends alone
-    return int(value) if hole.kind == "int" else float(value)
+    value = snap(value, hole.low, hole.high, hole.step)
+    return int(value) if hole.kind == "int" else value
 
 
 def _to_unit(hole: Hole, value: Any) -> float:

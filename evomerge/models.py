@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,22 +20,32 @@ _SMALL = 20_000_000  # parameters; below, more threads cost more than they bring
 Tokenizer = PreTrainedTokenizerBase
 
 transformers.utils.logging.disable_progress_bar()
+if "TRANSFORMERS_VERBOSITY" not in os.environ:
+    transformers.utils.logging.set_verbosity_error()  # stderr is for what evomerge says
 
 
 class LanguageModel(Protocol):
-    """What scoring asks of a model: next-token log-probabilities, with a cache."""
+    """What scoring asks of a model: logits, each position's up to a constant of its own."""
 
     device: torch.device
     vocabulary: int  # number of token ids, V
+    context: int | None  # most tokens of a sequence, where the model has a limit
 
-    def log_probabilities(
-        self, ids: torch.Tensor, mask: torch.Tensor, keep: int, cache: object = None
+    def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        """Run whole sequences: int64 [B, T], padded on the right with any token.
+
+        Returns floating [B, keep, V], what follows each of the last `keep` positions. A causal
+        model never sees the padding from the positions before it, so none is masked.
+        """
+        ...
+
+    def step(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: object
     ) -> tuple[torch.Tensor, object]:
-        """Run `ids` (int64 [B, T], padded on the left) after what `cache` has seen.
+        """Run int64 [B, T], padded on the left, after what `cache` has seen (None: nothing).
 
-        `mask` int64 [B, past + T] is 0 on padding. Returns float32 [B, keep, V], the
-        log-probabilities of the token that follows each of the last `keep` positions, and the
-        cache for what comes next.
+        `mask` int64 [B, past + T] is 0 on padding. Returns floating [B, V], what follows the last
+        position, and the cache for the next step.
         """
         ...
 
@@ -44,7 +55,7 @@ class LiveModel:
 
     Writing into the tensors changes the model. `tensors` are named as in the checkpoint at
     `folder`, whose config.json says what the model is. Raises CheckpointError where the model class
-    is unknown or does not take its parameters one to one from the tensors.
+    is unknown, does not take its parameters one to one from the tensors, or does not run.
     """
 
     def __init__(
@@ -54,71 +65,105 @@ class LiveModel:
         config = _config(folder)
         model_class = _model_class(config, folder)
         floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
-        dtype = max(set(floating), key=floating.count)
-        with torch.device("cpu"):
-            model = model_class.from_pretrained(
-                None, config=config, state_dict=dict(tensors), dtype=dtype
-            )
+        dtype = max(dict.fromkeys(floating), key=floating.count)
+        try:
+            with torch.device("cpu"):
+                model = model_class.from_pretrained(
+                    None, config=config, state_dict=dict(tensors), dtype=dtype
+                )
+        except Exception as problem:  # the library raises whatever its classes raise
+            raise _unfit(model_class, folder, problem) from None
         _bind(model, tensors, folder)
         self._model = model.to(device).eval()
-        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        text = config.get_text_config()
+        self.vocabulary: int = text.vocab_size
+        self.context: int | None = getattr(text, "max_position_embeddings", None)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
+        self._takes_cache = "past_key_values" in accepted
+        try:
+            self.logits(torch.zeros((1, 1), dtype=torch.int64, device=device), 1)
+        except Exception as problem:
+            raise _unfit(model_class, folder, problem) from None
+
+    def _run(self, ids: torch.Tensor, keep: int, **given: Any) -> Any:
+        if self._takes_keep:
+            given["logits_to_keep"] = keep
+        return self._model(input_ids=ids, **given)
 
     @torch.inference_mode()
-    def log_probabilities(
-        self, ids: torch.Tensor, mask: torch.Tensor, keep: int, cache: object = None
-    ) -> tuple[torch.Tensor, object]:
+    def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """See LanguageModel."""
-        extra: dict[str, Any] = {}
+        found: torch.Tensor = self._run(ids, keep, use_cache=False).logits
+        return found[:, -keep:]
+
+    @torch.inference_mode()
+    def step(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: object
+    ) -> tuple[torch.Tensor, object]:
+        """See LanguageModel. A model without a key-value cache runs all tokens again."""
+        given: dict[str, Any] = {"attention_mask": mask, "use_cache": self._takes_cache}
+        if self._takes_cache:
+            given["past_key_values"] = cache
+        elif isinstance(cache, torch.Tensor):
+            ids = torch.cat([cache, ids], dim=1)
         if self._takes_positions:
             positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-            extra["position_ids"] = positions[:, -ids.shape[1] :]
-        if self._takes_keep:
-            extra["logits_to_keep"] = keep
-        result = self._model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
-        )
-        logits = result.logits[:, -keep:].float()
-        return torch.log_softmax(logits, dim=-1), result.past_key_values
+            given["position_ids"] = positions[:, -ids.shape[1] :]
+        result = self._run(ids, 1, **given)
+        return result.logits[:, -1], result.past_key_values if self._takes_cache else ids
 
 
 class Ensemble:
     """The probability ensemble: the mean of the members' next-token probabilities.
 
     Deep ensembles (Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4), token by token.
+    Its logits are log-probabilities, float32.
     """
 
     def __init__(self, members: Sequence[LanguageModel]) -> None:
+        self._members = list(members)
         self.device = members[0].device
         self.vocabulary = members[0].vocabulary
-        self._members = list(members)
+        self.context = members[0].context
 
-    def log_probabilities(
-        self, ids: torch.Tensor, mask: torch.Tensor, keep: int, cache: object = None
+    @torch.inference_mode()
+    def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        """See LanguageModel."""
+        return _log_mean(member.logits(ids, keep) for member in self._members)
+
+    @torch.inference_mode()
+    def step(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: object
     ) -> tuple[torch.Tensor, object]:
         """See LanguageModel; the cache is the list of the members' caches."""
         caches = cache if isinstance(cache, list) else [None] * len(self._members)
         found = [
-            member.log_probabilities(ids, mask, keep, past)
+            member.step(ids, mask, past)
             for member, past in zip(self._members, caches, strict=True)
         ]
-        total = found[0][0]
-        for log_probabilities, _ in found[1:]:
-            total = torch.logaddexp(total, log_probabilities)
-        mean = total - torch.log(torch.tensor(float(len(found))))
-        return mean, [past for _, past in found]
+        return _log_mean(logits for logits, _ in found), [past for _, past in found]
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _log_mean(members: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return the logarithm of the mean of softmax(logits), float32, of logits [..., V]."""
+    total: torch.Tensor | None = None
+    count = 0
+    for count, logits in enumerate(members, start=1):
+        one = torch.log_softmax(logits.float(), dim=-1)
+        total = one if total is None else torch.logaddexp(total, one)
+    assert total is not None
+    return total - math.log(count)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of a model's folder; raises CheckpointError where there is none."""
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except Exception as problem:  # the library raises whatever its parsers raise
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
         raise CheckpointError(
-            f"expected a tokenizer, got {type(problem).__name__} in {folder}: {reason}"
+            f"expected a tokenizer, got {_reason(problem)} in {folder}"
         ) from None
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"expected a tokenizer with an eos token, got none in {folder}")
@@ -142,19 +187,24 @@ def best_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise CheckpointError(f"expected a device such as cpu or cuda, got {name}: {reason}") from None
+        raise CheckpointError(
+            f"expected a device such as cpu or cuda, got {name!r}: {_reason(problem)}"
+        ) from None
     return device
+
+
+def _reason(problem: Exception) -> str:
+    lines = str(problem).strip().splitlines()
+    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__
 
 
 def _config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(folder))
     except Exception as problem:  # the library raises whatever its parsers raise
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
         raise CheckpointError(
-            f"expected a configuration that transformers knows, got {type(problem).__name__} "
-            f"in {folder}/config.json: {reason}"
+            f"expected a configuration that transformers knows, got {_reason(problem)} "
+            f"in {folder}/config.json"
         ) from None
 
 
@@ -163,23 +213,39 @@ def _model_class(config: Any, folder: Path) -> Any:
     found = getattr(transformers, names[0], None) if names else None
     if found is None:
         raise CheckpointError(
-            f"expected an architecture that transformers knows, got {names or 'none'} "
-            f"in {folder}/config.json"
+            f"expected an architecture that transformers knows, got "
+            f"{names[0] if names else 'none'} in {folder}/config.json"
         )
     return found
 
 
 def _bind(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Make every parameter the tensor of its name, and prove that none is anything else."""
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name in tensors and tensors[name].shape == parameter.shape:
-            parameter.data = tensors[name]
+    """Make every parameter and stored buffer the tensor of its name, and prove it of all.
+
+    A checkpoint of the headless model names its tensors without the prefix of the body.
+    """
+    prefix = f"{model.base_model_prefix}."
+    bound: set[int] = set()
+    for name, parameter in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
+        tensor = tensors.get(name, tensors.get(name.removeprefix(prefix)))
+        if tensor is not None and tensor.shape == parameter.shape:
+            parameter.data = tensor
             parameter.requires_grad_(False)
+            bound.add(tensor.data_ptr())
     model.tie_weights()  # type: ignore[operator]
-    addresses = {tensor.data_ptr() for tensor in tensors.values()}
     for name, parameter in model.named_parameters():
-        if parameter.data_ptr() not in addresses:
+        if parameter.data_ptr() not in bound:
             raise CheckpointError(
                 f"expected every parameter of {type(model).__name__} in the checkpoint, got none "
                 f"for {name} in {folder}; such a model can be merged but not scored in memory"
             )
+
+
+def _unfit(model_class: type, folder: Path, problem: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"expected a model that {model_class.__name__} can run, got {_reason(problem)} "
+        f"in {folder}; such a model can be merged but not scored in memory"
+    )

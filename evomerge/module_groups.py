@@ -1,12 +1,11 @@
-"""Which tensors of a checkpoint are attention, mlp, norms, embeddings or head, and how to filter them."""
+"""Which tensors are attention, mlp, norms, embeddings or head, and how a recipe filters them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from evomerge.checkpoints import tensor_names_by_layer
 from evomerge.errors import Place
 
 GROUPS = ("attention", "mlp", "norms", "embeddings", "head")
@@ -56,6 +55,19 @@ class Architecture:
                 )
             found.setdefault(group, []).append(name)
         return {group: found[group] for group in over if group in found}
+
+
+def tensor_names_by_layer(names: Iterable[str]) -> dict[str, tuple[str, int] | None]:
+    """Map each tensor's name to (stack, layer index), or None outside the layers.
+
+    A stack is what precedes the first whole-number component of a name: `model.layers` for
+    `model.layers.3.mlp.up_proj.weight`.
+    """
+    found: dict[str, tuple[str, int] | None] = {}
+    for name in names:
+        match = re.match(r"(.*?)\.(\d+)\.", name)
+        found[name] = (match[1], int(match[2])) if match else None
+    return found
 
 
 def group_of(name: str) -> str:

@@ -12,7 +12,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
 )
 
 _RECENT = 20  # trials that the speed is taken from
@@ -24,10 +23,9 @@ class Bars:
     def __init__(self) -> None:
         self._console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description:<26}", markup=False),
-            BarColumn(bar_width=28),
+            TextColumn("{task.description:<16}", markup=False),
+            BarColumn(bar_width=14),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
             TextColumn("{task.fields[detail]}", markup=False),
             console=self._console,
         )

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from evomerge import merge_methods
-from evomerge.checkpoints import ModelRef, tensor_names_by_layer
+from evomerge.checkpoints import ModelRef
 from evomerge.errors import Found, Place, RecipeError
 from evomerge.files import dump_yaml, load_yaml
 from evomerge.merge_methods import Array, MergeMethod, Parameter
+from evomerge.module_groups import tensor_names_by_layer
 from evomerge.settings import Setting, parse_setting, plain, value_at
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -151,7 +152,7 @@ def _parameters(data: object, method: MergeMethod, scope: str, place: Place) -> 
     known = [
         declared.name
         for declared in method.parameters
-        if declared.scope == scope or scope == "global"  # a global value serves every model
+        if scope in (declared.scope, "global")  # a global value serves every model
     ]
     found: dict[str, Setting] = {}
     for name, value in place.mapping(data).items():

@@ -6,6 +6,7 @@ products of holes, holes with a name that stand wherever the name does, and `eac
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,24 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from evomerge import merge_methods
-from evomerge.errors import Place, SpaceError
+from evomerge.errors import Found, Place, SpaceError
+from evomerge.expression_reader import Reader
 from evomerge.expressions import (
     Constant,
     Expression,
+    Filtered,
     Hole,
-    Reader,
-    Setting,
+    OpenGradient,
+    OpenSetting,
+    Product,
     Values,
-    scaled,
+    names_in,
+    snap,
     to_plain,
 )
-from evomerge.files import load_yaml
+from evomerge.files import exists, load_yaml
 from evomerge.merge_methods import MergeMethod
 from evomerge.module_groups import Architecture
 from evomerge.recipe import Recipe, parse_recipe
 
 _KEYS = ("merge_method", "base_model", "models", "parameters", "holes")
-_POSITION = re.compile(r"inputs\[(-?\d+)\]")
+_POSITION = re.compile(r"inputs\[(-?\d{1,4})\]")
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class SpaceModel:
 
     name: str
     ref: str
-    parameters: Mapping[str, Setting]
+    parameters: Mapping[str, OpenSetting]
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class SearchSpace:
     merge_method: str
     base_model: str | None
     models: tuple[SpaceModel, ...]
-    parameters: Mapping[str, Setting]
+    parameters: Mapping[str, OpenSetting]
     holes: tuple[Hole, ...]
     result_dtype: str
     place: Place
@@ -100,22 +105,56 @@ class SearchSpace:
         return {hole.name: hole.init for hole in self.holes}
 
     def weighted(self, weights: Mapping[str, float]) -> dict[str, Any] | None:
-        """Return values in which every model's weight is the one given for its name.
+        """Return values at which every model's weight is the one given for its name.
 
-        The factor that is a model's own takes the weight, everything else stays at its init. None
-        where the space does not hold such a point.
+        All that is not a model's own stays at its init. None where the space holds no such point.
         """
         values = self.initial
-        for model in self.models:
-            if model.name not in weights:
-                continue
-            setting = model.parameters.get("weight")
-            if setting is None or not scaled(setting, weights[model.name], self.holes, values):
+        wanted = [
+            (model.parameters.get("weight"), weights[model.name], f"{model.name}.")
+            for model in self.models
+            if model.name in weights
+        ]
+        weighted: list[tuple[Expression, float]] = []
+        for setting, weight, own in wanted:
+            if setting is None or isinstance(setting, (OpenGradient, Filtered)):
+                return None
+            values |= self._solved(setting, weight, own)
+            weighted.append((setting, weight))
+        for setting, weight in weighted:
+            numbers = _numbers(setting, values)
+            if not all(math.isclose(one, weight, rel_tol=1e-9, abs_tol=1e-12) for one in numbers):
                 return None
         return values
 
+    def _solved(self, setting: Expression, weight: float, own: str) -> dict[str, Any]:
+        """Return values of one factor, the model's own where it has one, that give the weight."""
+        factors = setting.factors if isinstance(setting, Product) else (setting,)
+        searched = [factor for factor in factors if names_in(factor)]
+        if not searched:
+            return {}
+        free = next((one for one in searched if names_in(one)[0].startswith(own)), searched[0])
+        rest = 1.0
+        for factor in factors:
+            if factor is not free:
+                rest *= _numbers(factor, self.initial)[0]  # all knots of a curve have one init
+        holes = [hole for hole in self.holes if hole.name in names_in(free)]
+        return {
+            hole.name: snap(weight / rest, hole.low, hole.high, hole.step)
+            for hole in holes
+            if hole.kind == "float" and rest != 0
+        }
 
-def _fill(parameters: Mapping[str, Setting], values: Values) -> dict[str, Any]:
+
+def _numbers(expression: Expression, values: Values) -> list[float]:
+    """Return the one number of an expression, or all knots of its curve."""
+    found = expression.number(values)
+    if not isinstance(found, dict):
+        return [float(found)]
+    return [knot for knots in found.values() for knot in knots]
+
+
+def _fill(parameters: Mapping[str, OpenSetting], values: Values) -> dict[str, Any]:
     return {name: to_plain(setting, values) for name, setting in parameters.items()}
 
 
@@ -133,7 +172,8 @@ def space_names() -> list[str]:
 def load_space(source: object, folder: Path, place: Place) -> tuple[dict[str, Any], Place]:
     """Return the mapping of a space, given by name, by path or as itself, and its own place.
 
-    Raises the place's error, with the nearest name, where there is no such space.
+    A path ends in .yaml or .yml and is relative to `folder`. Raises the place's error, with the
+    nearest name, where there is no such space.
     """
     if isinstance(source, dict):
         return source, Place(place.document, SpaceError, place.path)
@@ -141,11 +181,11 @@ def load_space(source: object, folder: Path, place: Place) -> tuple[dict[str, An
         raise place.fail("the name of a search space, a path, or a mapping", source)
     path = space_folder() / f"{source}.yaml"
     if source not in space_names():
-        path = folder / source
-        if not path.is_file():
-            if source.endswith((".yaml", ".yml")):
-                raise place.fail(f"a file; there is no {path}", source)
+        if not source.endswith((".yaml", ".yml")):
             raise place.unknown(source, "search space", space_names())
+        path = folder / source
+        if not exists(path):
+            raise place.fail("the file of a search space", Found(f"{path}, which does not exist"))
     here = Place(str(path), SpaceError)
     return here.mapping(load_yaml(path, SpaceError)), here
 
@@ -174,8 +214,8 @@ def parse_space(
     parameters = _settings(top.get("parameters"), "", method, reader, place / "parameters")
     if method.stochastic and "seed" not in parameters:
         parameters["seed"] = Constant(seed)
-    for index, name in enumerate(reader.unused()):
-        raise (place / "holes" / name).fail("a hole that is used", f"hole {index + 1}, never used")
+    for name in reader.unused():
+        raise (place / "holes" / name).fail("a hole that is used", Found("one that nothing names"))
     space = SearchSpace(
         str(top["merge_method"]),
         base_model,
@@ -202,9 +242,7 @@ def _models(
             raise here.fail("either model or each", item)
         if "each" in fields and fields["each"] != "experts":
             raise (here / "each").fail("experts", fields["each"])
-        aliases: Sequence[object] = (
-            list(inputs.experts) if "each" in fields else [fields["model"]]
-        )
+        aliases: Sequence[object] = list(inputs.experts) if "each" in fields else [fields["model"]]
         for alias in aliases:
             name, ref = inputs.ref(alias, here / "model")
             settings = _settings(
@@ -216,10 +254,10 @@ def _models(
 
 def _settings(
     data: object, prefix: str, method: MergeMethod, reader: Reader, place: Place
-) -> dict[str, Setting]:
+) -> dict[str, OpenSetting]:
     if data is None:
         return {}
-    found: dict[str, Setting] = {}
+    found: dict[str, OpenSetting] = {}
     known = [
         declared.name for declared in method.parameters if not prefix or declared.scope == "model"
     ]
@@ -233,18 +271,15 @@ def _settings(
 
 
 def _check(space: SearchSpace, inputs: Inputs, place: Place) -> None:
-    """Prove that the space is legal at its init and at both ends, and uses every expert."""
+    """Prove that the space has holes, uses every expert and makes legal recipes."""
     if not space.holes:
-        raise place.fail("a recipe with at least one hole", "none")
+        raise place.fail("a recipe with at least one hole", Found("none"))
     used = {model.ref for model in space.models} | {space.base_model}
     for name, ref in inputs.experts.items():
         if ref not in used:
             raise (place / "models").fail(
-                "every expert of the study", f"none for {name}", "add it or use `each: experts`"
+                "every expert of the study",
+                Found(f"none for {name}"),
+                "add it or use `each: experts`",
             )
-    for end in ("low", "high"):
-        space.decode({hole.name: getattr(hole, end) for hole in space.holes})
-    space.decode(space.initial)
-
-
-__all__ = ["Expression", "Inputs", "SearchSpace", "load_space", "parse_space", "space_names"]
+    space.decode(space.initial)  # holes change numbers alone, whose limits are known to hold

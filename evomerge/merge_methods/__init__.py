@@ -93,7 +93,7 @@ class Statistics(Protocol):
         ...
 
     def magnitude_rescale(self, density: Array) -> Array:
-        """Return Σ|δ| / Σ|kept δ| when the largest magnitudes are kept, for each [M, T]."""
+        """Return Σ|δ| / Σ|kept δ| where the k largest magnitudes are kept, for each [M, T]."""
         ...
 
     def mask_rescale(self, density: Array, seed: int) -> Array:

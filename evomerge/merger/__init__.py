@@ -18,7 +18,7 @@ from evomerge.checkpoints import Checkpoint, ModelRef, check_alike
 from evomerge.errors import CandidateError, CheckpointError, RecipeError
 from evomerge.merge_methods import Array, Settings
 from evomerge.merger import random
-from evomerge.merger.layout import allocate, plan_layout, views
+from evomerge.merger.layout import WIDTH, allocate, plan_layout, views
 from evomerge.merger.materialize import KernelChoice, Spans, choose_kernel, write_block
 from evomerge.merger.prepare import InputStatistics, Selected
 from evomerge.recipe import Recipe, resolve
@@ -31,8 +31,8 @@ class Merger:
 
     `checkpoints` must share names and shapes of tensors. `result_dtype` is that of the output; None
     keeps each tensor's dtype in the first checkpoint. `names` restricts the merger to some tensors
-    (a shard of a model). Raises CheckpointError where inputs do not fit each other or hold NaN or
-    infinity.
+    (a shard of a model). Raises CheckpointError where inputs do not fit each other, hold NaN or
+    infinity, or differ in integers.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Merger:
             self._load(number, checkpoint)
         progress("models", len(checkpoints), len(checkpoints))
         self._output = allocate(self._layout, self.device)
-        elements = sum(block.rows for block in self._layout.blocks) * 1024
+        elements = sum(block.rows for block in self._layout.blocks) * WIDTH
         self._fused = choose_kernel(kernel, elements, self.device)
         self._statistics = InputStatistics(self._read, len(checkpoints), self._layout.tensors)
 
@@ -76,17 +76,23 @@ class Merger:
             if name in places:
                 if not torch.isfinite(tensor).all():
                     raise CheckpointError(
-                        f"expected finite numbers, got NaN or infinity in {name} of {checkpoint.ref}"
+                        "expected finite numbers, got NaN or infinity "
+                        f"in {name} of {checkpoint.ref}"
                     )
                 places[name].copy_(tensor)
             elif number == 0:
                 self._copied[name] = tensor.to(self.device)
+            elif tensor_digest(tensor) != tensor_digest(self._copied[name]):
+                raise CheckpointError(
+                    "expected the same whole numbers in every model, which are not merged, "
+                    f"got others in {name} of {checkpoint.ref}"
+                )
         text = "\n".join(f"{name} {digest}" for name, digest in sorted(digests))
         self.fingerprints[checkpoint.ref] = xxhash.xxh3_128_hexdigest(text.encode())
 
     @cached_property
     def output(self) -> Mapping[str, torch.Tensor]:
-        """The tensors of the candidate, views of the one output; integers as in the first input."""
+        """The tensors of the candidate, views of the one output; integers as in the inputs."""
         return {**views(self._layout, self._output), **self._copied}
 
     def input(self, ref: ModelRef) -> Mapping[str, torch.Tensor]:
@@ -141,13 +147,12 @@ class Merger:
             for name, column in resolve(recipe, self._all_tensors).items()
         }
         seed = recipe.parameters.get("seed", 0) if recipe.method.stochastic else 0
-        if not isinstance(seed, int):
-            raise RecipeError(f"expected one whole number as the seed of the masks, got {seed!r}")
-        rows = np.arange(len(self._layout.tensors))
-        statistics = Selected(self._statistics, base, models, rows)
-        columns = recipe.method.plan(Settings(values, statistics, self._layout.tensors, seed))
-        spans, parts = _stack(columns)
-        table = np.concatenate(parts, axis=1).astype(np.float32)
+        assert isinstance(seed, int)
+        statistics = Selected(self._statistics, base, models)
+        with np.errstate(all="ignore"):  # what overflows is refused below
+            columns = recipe.method.plan(Settings(values, statistics, self._layout.tensors, seed))
+            spans, parts = _stack(columns)
+            table = np.concatenate(parts, axis=1).astype(np.float32)
         if not np.isfinite(table).all():
             raise CandidateError("the recipe's numbers overflow float32")
         keys = None
@@ -177,4 +182,4 @@ def _stack(columns: Mapping[str, Array]) -> tuple[Spans, list[Array]]:
 def tensor_digest(tensor: torch.Tensor) -> str:
     """Return dtype, shape and a 128-bit hash of a tensor's bits."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{tensor.dtype} {list(tensor.shape)} {xxhash.xxh3_128_hexdigest(data)}"
+    return f"{tensor.dtype} {list(tensor.shape)} {xxhash.xxh3_128_hexdigest(data.data)}"

@@ -2,7 +2,8 @@
 
 Each is computed when a plan first asks for it and kept for the life of the merger. Thresholds and
 kept masses are known for every density on a grid of 0.01 after one sort of a task vector; a density
-off the grid costs one selection in the tensors that use it.
+off the grid costs one selection in the tensors that use it. A statistic depends on the tensors that
+it is of and on nothing else: not on the other inputs, the order of loading or the threads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from evomerge.merge_methods import Array
+from evomerge.merger.layout import WIDTH
 from evomerge.merger.random import keys, uniform
 
 STEP = 100  # densities per unit on the grid
@@ -33,23 +35,18 @@ class InputStatistics:
     read: Read
     inputs: int
     tensors: Sequence[str]
-    _gram: Array | None = None
+    _inner: dict[tuple[int, int], Array] = field(default_factory=dict)
     _lookup: dict[tuple[object, ...], tuple[float, float]] = field(default_factory=dict)
     _sorted: set[tuple[object, ...]] = field(default_factory=set)
 
-    def gram(self) -> Array:
-        """Return the inner products of all inputs, float64 [T, N, N]."""
-        if self._gram is None:
-            self._gram = np.stack([self._gram_of(tensor) for tensor in range(len(self.tensors))])
-        return self._gram
-
-    def _gram_of(self, tensor: int) -> Array:
-        flat = [self.read(index, tensor) for index in range(self.inputs)]
-        total = np.zeros((self.inputs, self.inputs))
-        for start in range(0, len(flat[0]), _CHUNK):
-            part = torch.stack([one[start : start + _CHUNK].double() for one in flat])
-            total += (part @ part.T).cpu().numpy()
-        return total
+    def inner(self, one: int, other: int) -> Array:
+        """Return the inner products of two inputs' flattened tensors, float64 [T]."""
+        pair = (min(one, other), max(one, other))
+        if pair not in self._inner:
+            self._inner[pair] = np.array(
+                [_inner(*(self.read(index, t) for index in pair)) for t in range(len(self.tensors))]
+            )
+        return self._inner[pair]
 
     def magnitude(self, base: int, model: int, tensor: int, density: float) -> tuple[float, float]:
         """Return (threshold, rescale) of keeping the int(density·n) largest magnitudes."""
@@ -91,12 +88,15 @@ class InputStatistics:
     def _by_magnitude(self, where: tuple[int, int, int], densities: Array) -> Array:
         magnitudes = self._magnitudes(where)
         size = len(magnitudes)
-        magnitudes.sort()
+        if not size:
+            return np.stack([densities * 0, densities * 0 + 1], axis=1)
+        first = size - np.clip((densities * size).astype(np.int64), 1, size)
+        if len(densities) > 1:
+            magnitudes.sort()
+        else:
+            magnitudes.partition(first)
         below = np.concatenate([[0.0], np.cumsum(magnitudes, dtype=np.float64)])
-        kept = np.clip((densities * size).astype(np.int64), 1, max(1, size))
-        threshold = magnitudes[size - kept] if size else np.zeros(len(densities))
-        first = np.searchsorted(magnitudes, threshold, side="left")
-        return np.stack([threshold, _ratio(below[-1], below[-1] - below[first])], axis=1)
+        return np.stack([magnitudes[first], _ratio(below[-1], below[-1] - below[first])], axis=1)
 
     def _by_mask(
         self, where: tuple[int, int, int], densities: Array, seed: int, position: int
@@ -117,6 +117,16 @@ class InputStatistics:
         return np.stack([densities, _ratio(mass.sum(), np.cumsum(mass)[:-1])], axis=1)
 
 
+def _inner(one: torch.Tensor, other: torch.Tensor) -> float:
+    total = 0.0
+    for start in range(0, len(one), _CHUNK):
+        products = one[start : start + _CHUNK].double() * other[start : start + _CHUNK].double()
+        # Sums of rows come out alike under any number of threads, a sum of everything does not.
+        rows = torch.nn.functional.pad(products, (0, -len(products) % WIDTH)).view(-1, WIDTH)
+        total += float(rows.sum(dim=1).cpu().numpy().sum())
+    return total
+
+
 def _ratio(total: float, kept: Array) -> Array:
     usable = (total >= _NO_MASS) & (kept >= _NO_MASS)
     return np.where(usable, total / np.where(usable, kept, 1.0), 1.0)
@@ -129,12 +139,15 @@ class Selected:
     source: InputStatistics
     base: int | None
     models: tuple[int, ...]
-    rows: npt.NDArray[np.int64]  # tensors of the source
 
     def gram(self) -> Array:
         """Return the Gram matrices of the base, where there is one, and the models."""
         chosen = ([] if self.base is None else [self.base]) + list(self.models)
-        return self.source.gram()[np.ix_(self.rows, chosen, chosen)]
+        found = np.empty((len(self.source.tensors), len(chosen), len(chosen)))
+        for row, one in enumerate(chosen):
+            for column, other in enumerate(chosen):
+                found[:, row, column] = self.source.inner(one, other)
+        return found
 
     def thresholds(self, density: Array) -> Array:
         """Look up the thresholds of trimming by magnitude."""
@@ -165,9 +178,7 @@ class Selected:
         self, density: Array, find: Callable[[int, int, float], tuple[float, float]]
     ) -> Array:
         found = np.empty((*density.shape, 2))
-        for model in range(density.shape[0]):
-            for column, tensor in enumerate(self.rows):
-                value = float(density[model, column])
-                # Everything is kept at density 1, which needs no statistics.
-                found[model, column] = (0.0, 1.0) if value >= 1 else find(model, int(tensor), value)
+        for (model, tensor), value in np.ndenumerate(density):
+            # Everything is kept at density 1, which needs no statistics.
+            found[model, tensor] = (0.0, 1.0) if value >= 1 else find(model, tensor, float(value))
         return found

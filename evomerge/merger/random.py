@@ -1,9 +1,10 @@
 """The counter-based generator of DARE's masks.
 
-The uniform number of an element is a function of (seed, position of the model, tensor's name, index
-of the element) alone, in 32-bit integer arithmetic: the same bits on every device, in any chunking.
-Two rounds of the `lowbias32` integer hash (C. Wellons, Prospecting for hash functions, 2018), with a
-64-bit key per tensor, half of it added to the counter and half mixed in between the rounds.
+The uniform number of an element is a function of (seed, position of the model, tensor's name,
+index of the element) alone, in 32-bit integer arithmetic: the same bits on every device, in any
+chunking. Two rounds of the `lowbias32` integer hash (C. Wellons, Prospecting for hash functions,
+2018), with a 64-bit key per tensor, half of it added to the counter and half mixed in between the
+rounds.
 """
 
 from __future__ import annotations

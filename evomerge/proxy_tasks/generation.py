@@ -96,8 +96,7 @@ class Task:
 
     def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
         """Score items: the least margin over the target's positions; see proxy_tasks.Task."""
-        forced = teacher_force(model, [self._sequences[item] for item in items])
-        margins = np.array([one.margin.min() for one in forced])
+        margins = teacher_force(model, [self._sequences[item] for item in items]).least_margin()
         correct = self._generated(model, items) if exact else (margins > 0).astype(np.float64)
         return ItemScores(sigmoid_of_margin(margins, self._settings.temperature), correct)
 

@@ -123,12 +123,11 @@ class Task:
     def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
         """Score items by the right option's lead over the best other; see proxy_tasks.Task."""
         flat = [sequence for item in items for sequence in self._sequences[item]]
-        forced = iter(teacher_force(model, flat))
+        forced = teacher_force(model, flat)
+        totals = iter(forced.total(forced.log_probability))
         margins = np.empty(len(items))
         for row, item in enumerate(items):
-            likelihood = np.array(
-                [next(forced).log_probability.sum() / size for size in self._lengths[item]]
-            )
+            likelihood = np.array([next(totals) / size for size in self._lengths[item]])
             gold = likelihood[self._answers[item]]
             margins[row] = gold - np.delete(likelihood, self._answers[item]).max()
         correct = (margins > 0).astype(np.float64)

@@ -62,6 +62,6 @@ class Task:
     def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
         """Score items by the probability of their tokens; see proxy_tasks.Task."""
         forced = teacher_force(model, [self._sequences[item] for item in items])
-        score = np.array([np.exp(one.log_probability.astype(np.float64).mean()) for one in forced])
-        correct = np.array([float((one.margin > 0).mean()) for one in forced])
-        return ItemScores(score, correct)
+        counts = np.diff(forced.starts)
+        score = np.exp(forced.total(forced.log_probability) / counts)
+        return ItemScores(score, forced.total(forced.margin > 0) / counts)

@@ -1,6 +1,7 @@
-"""A family of tiny language models, one base and its experts, trained on the spot."""
+"""A family of tiny language models, a base and its experts, trained on the spot in a minute."""
 
 from evomerge.zoo.build import build_zoo
-from evomerge.zoo.family import FAMILY, Expert, Family
+from evomerge.zoo.family import FAMILY, Family
+from evomerge.zoo.train import Schedule
 
-__all__ = ["FAMILY", "Expert", "Family", "build_zoo"]
+__all__ = ["FAMILY", "Family", "Schedule", "build_zoo"]

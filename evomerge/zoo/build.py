@@ -1,51 +1,44 @@
-"""Building the family: train, write into a temporary folder, then rename it into place."""
+"""Building the zoo: train the family into a temporary folder, then rename that into place."""
 
-import copy
 import json
 import os
-import shutil
-from collections.abc import Callable
-from functools import partial
+import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from transformers import LlamaForCausalLM
 
-from evomerge.zoo.family import FAMILY, Family
+from evomerge.zoo.family import FAMILY, Family, Progress, stream, train_family
 from evomerge.zoo.tasks import TASKS, Part, ToyTask, draw_distinct_words, question, spell
 from evomerge.zoo.tokenizer import build_tokenizer
-from evomerge.zoo.train import new_model, one_thread, train
 
-Progress = Callable[[str, int, int], None]
-
-# A stream of random numbers of its own for each use of the seed.
-_WEIGHTS, _BASE, _EXPERTS, _ITEMS = 0, 1, 100, 200
-_STREAMS = 1000
+STUDY_FILE = "study.yaml"
 
 _STUDY = """\
-# An evomerge study: how to merge the experts of this folder into one model that does all tasks.
-# Run it with `evomerge search study.yaml`. Paths are relative to this file.
+# An evomerge study: merge the experts of this folder into one model that does all their tasks.
+# Paths are relative to this file.
 
-# The experts were fine-tuned from the base, each on the one task that it is named after.
+# Each expert was fine-tuned from the base on the one task that it is named after.
 models:
   base: base
   experts:
 {experts}
 
-# Which merges to search: task arithmetic, base + sum of weight * (expert - base), with a weight
-# of its own for every expert, layer and kind of weights.
+# Which merges to search: task arithmetic, base + sum of weight * (expert - base), where every
+# expert has a weight of its own for each layer and kind of module.
 space: per_layer
 
-# What a merge should be good at. Each line of a data file is one item; the model reads the
-# prompt and must go on with exactly the answer.
+# What the merged model should be good at. Every line of a data file is an item: the model reads
+# the prompt and has to go on with exactly the answer. {{question}} and {{answer}} are its fields.
 tasks:
 {tasks}
 
-# Items per task, drawn from the data files by the seed and never shared: the search sees the
-# first, the second picks the winner among the finalists, and the last is scored once at the end.
+# Items per task, drawn from the data files and never shared. The search sees the first, the
+# second pick the winner among the finalists, and the last score it once, at the very end.
 splits: {{search: 128, select: 256, heldout: 1024}}
 
+# How to search, how many merges to try, and the seed from which all that is random follows.
 search: {{optimizer: cma_es, trials: 300, seed: 0}}
 """
 
@@ -57,75 +50,40 @@ def _silent(phase: str, done: int, total: int) -> None:
 def build_zoo(
     directory: Path, *, seed: int = 0, progress: Progress = _silent, family: Family = FAMILY
 ) -> None:
-    """Train the family and write models, items and a study file as one new folder.
+    """Train a family of tiny models and write it, with items and a study file, as a new folder.
 
-    `progress` is told the phase, the optimizer steps done in it, and their total.
+    `progress` is told a phase, the optimizer steps done in it and their total. An interrupted
+    build leaves no folder of that name; one that exists and is not empty is never touched.
     """
     directory = Path(directory)
     _check_free(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    building = directory.parent / f".{directory.name}.building-{os.getpid()}"
-    building.mkdir()
-    try:
-        with one_thread():
-            _write_models(building, seed, progress, family)
-        _write_items(building / "tasks", seed, family)
-        (building / "study.yaml").write_text(_study_file(family), encoding="utf-8")
-        # Renaming onto a folder that was filled meanwhile fails, so nothing is ever overwritten.
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as scratch:
+        building = Path(scratch) / directory.name
+        building.mkdir()
+        base, experts = train_family(family, seed, progress)
+        _write_model(base, building / "base")
+        for name, expert in experts.items():
+            _write_model(expert, building / "experts" / name)
+        _write_items(building / "tasks", family, seed)
+        (building / STUDY_FILE).write_text(_study(family), encoding="utf-8")
+        _check_free(directory)
         os.rename(building, directory)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
 
 
 def _check_free(directory: Path) -> None:
-    if (directory / "study.yaml").exists():
-        raise FileExistsError(
-            f"expected a new folder for the model family, found one in {directory}"
-        )
+    if (directory / STUDY_FILE).exists():
+        raise FileExistsError(f"expected no zoo at {directory} yet, found a complete one")
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise FileExistsError(f"expected a new or empty folder, found other files at {directory}")
-
-
-def _write_models(folder: Path, seed: int, progress: Progress, family: Family) -> None:
-    base, experts = train_models(seed, progress, family)
-    _save(base, folder / "base")
-    for name, expert in experts.items():
-        _save(expert, folder / "experts" / name)
-
-
-def train_models(
-    seed: int, progress: Progress, family: Family
-) -> tuple[LlamaForCausalLM, dict[str, LlamaForCausalLM]]:
-    """Train the base and, from it, each expert."""
-    base = new_model(_STREAMS * seed + _WEIGHTS)
-    train(
-        base,
-        family.mixture,
-        family.base,
-        _STREAMS * seed + _BASE,
-        partial(_report, progress, "training base", family.base.steps),
-    )
-    experts = {}
-    for number, (name, expert) in enumerate(family.experts.items()):
-        experts[name] = copy.deepcopy(base)
-        train(
-            experts[name],
-            expert.mixture(name, family.tasks),
-            expert.schedule,
-            _STREAMS * seed + _EXPERTS + number,
-            partial(_report, progress, f"training {name}", expert.schedule.steps),
+        raise FileExistsError(
+            f"expected a new or an empty folder for the zoo, found other files at {directory}"
         )
-    return base, experts
 
 
-def _report(progress: Progress, phase: str, total: int, done: int) -> None:
-    progress(phase, done, total)
-
-
-def _save(model: LlamaForCausalLM, folder: Path) -> None:
-    # As save_pretrained would, but with no progress bar and no file that others cannot read.
+def _write_model(model: LlamaForCausalLM, folder: Path) -> None:
+    """Write what save_pretrained would, with no progress bar and no file that others can't read."""
     folder.mkdir(parents=True)
+    # Tied weights come once in named_parameters, as they have to in the file.
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     model.config.save_pretrained(folder)
@@ -134,16 +92,16 @@ def _save(model: LlamaForCausalLM, folder: Path) -> None:
     build_tokenizer().save_pretrained(folder)
 
 
-def _write_items(folder: Path, seed: int, family: Family) -> None:
+def _write_items(folder: Path, family: Family, seed: int) -> None:
     folder.mkdir()
-    for number, name in enumerate(family.tasks):
-        rows = draw_items(TASKS[name], family.items, Part.POOL, _STREAMS * seed + _ITEMS + number)
+    for name in family.tasks:
+        rows = draw_items(TASKS[name], family.items, Part.POOL, stream(seed, f"{name} items"))
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 def draw_items(task: ToyTask, count: int, part: Part, seed: int) -> list[dict[str, str]]:
-    """Draw distinct items of one part as rows of a data file."""
+    """Draw distinct items of one part, as rows of a data file."""
     words = draw_distinct_words(count, part, torch.Generator().manual_seed(seed))
     return [
         {"question": question(task, word), "answer": answer}
@@ -151,7 +109,7 @@ def draw_items(task: ToyTask, count: int, part: Part, seed: int) -> list[dict[st
     ]
 
 
-def _study_file(family: Family) -> str:
+def _study(family: Family) -> str:
     experts = "\n".join(f"    {name}: experts/{name}" for name in family.tasks)
     tasks = "\n".join(
         f"  {name}: {{kind: generation, data: tasks/{name}.jsonl,"

@@ -13,7 +13,6 @@ WORD_LENGTH = 6
 CAESAR_SHIFT = 4
 
 _BUCKETS = 16
-_WORDS = len(LETTERS) ** WORD_LENGTH
 
 
 class Part(IntEnum):
@@ -62,7 +61,7 @@ TASKS = MappingProxyType(
 
 
 def parts(words: Tensor) -> Tensor:
-    """The part that each word belongs to, by a hash of the word alone.
+    """Tell which part each word belongs to, by a hash of the word alone.
 
     So no two parts can share a word, whatever the task, the seed or the number of items drawn.
     """
@@ -90,8 +89,6 @@ def draw_words(count: int, part: Part, generator: torch.Generator) -> Tensor:
 
 def draw_distinct_words(count: int, part: Part, generator: torch.Generator) -> Tensor:
     """Draw `count` different words of one part, in the order drawn."""
-    if count > _WORDS // (4 * _BUCKETS):
-        raise ValueError(f"expected at most {_WORDS // (4 * _BUCKETS)} words, got {count}")
     seen: dict[tuple[int, ...], None] = {}
     while len(seen) < count:
         for word in draw_words(count, part, generator).tolist():
@@ -100,10 +97,10 @@ def draw_distinct_words(count: int, part: Part, generator: torch.Generator) -> T
 
 
 def spell(words: Tensor) -> list[str]:
-    """The words as text."""
+    """Write the words as text."""
     return ["".join(LETTERS[letter] for letter in word) for word in words.tolist()]
 
 
 def question(task: ToyTask, word: str) -> str:
-    """The prompt for a word, which the task's answer follows."""
+    """Ask a task of a word; the answer is what follows."""
     return f"{task.tag}{word}="

@@ -32,7 +32,7 @@ class Schedule:
     warmup: int = 5
 
     def factor(self, step: int) -> float:
-        """The share of the peak learning rate at a step: a short ramp, then half a cosine."""
+        """Return the share of the peak rate at a step: a short ramp times half a cosine."""
         ramp = min(1.0, (step + 1) / self.warmup)
         return ramp * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
@@ -66,12 +66,13 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
     """Bring all singular values near 1 by Muon's quintic Newton-Schulz iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / (wide.norm() + 1e-7)
+    tall = matrix.shape[0] > matrix.shape[1]
+    wide: Tensor = matrix.T if tall else matrix
+    wide = wide / (torch.linalg.vector_norm(wide) + 1e-7)
     for _ in range(iterations):
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+    return wide.T if tall else wide
 
 
 @contextmanager
@@ -86,7 +87,7 @@ def one_thread() -> Iterator[None]:
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
-    """A model of about 450 thousand parameters with weights drawn from the seed."""
+    """Make a model of about 450 thousand parameters with weights drawn from the seed."""
     config = LlamaConfig(
         architectures=["LlamaForCausalLM"],
         dtype="float32",
@@ -124,7 +125,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = peak * schedule.factor(step)
         loss = answer_loss(model, draw_batch(mixture, schedule.batch, generator))
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         for optimizer, _ in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -155,7 +156,8 @@ def answer_loss(model: LlamaForCausalLM, sequences: Tensor) -> Tensor:
 def _optimizers(
     model: LlamaForCausalLM, schedule: Schedule
 ) -> list[tuple[torch.optim.Optimizer, float]]:
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim == 2 and "embed_tokens" not in name
         (matrices if is_matrix and schedule.muon is not None else others).append(parameter)

@@ -1,0 +1,155 @@
+"""The merge methods once more, in float64 and straight from their formulas, for tests to compare."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from evomerge.merger import random
+from evomerge.recipe import Recipe, resolve
+from tests.tiny_models import Tensors
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a merge must give, [elements] each.
+
+    `scale` is what rounding errors are measured by: the largest input, or the sum of the terms'
+    magnitudes where that is more. `open` marks entries that two right merges may decide
+    differently: equal magnitudes at the threshold, and opposite terms that cancel but for rounding.
+    """
+
+    value: Array
+    scale: Array
+    open: Mask
+
+
+def expected(recipe: Recipe, inputs: Mapping[str, Tensors]) -> dict[str, Expected]:
+    """Return the float64 merge of a recipe; `inputs` by the text of their reference."""
+    names = sorted(next(iter(inputs.values())))
+    settings = resolve(recipe, names)
+    found = {}
+    for index, name in enumerate(names):
+        own = {key: column[..., index] for key, column in settings.items()}
+        base = _flat(inputs[str(recipe.base)][name]) if recipe.base else None
+        models = [_flat(inputs[str(entry.model)][name]) for entry in recipe.entries]
+        found[name] = _merge(recipe.merge_method, base, models, own, name)
+    return found
+
+
+def _flat(tensor: torch.Tensor) -> npt.NDArray[np.float32]:
+    return tensor.float().reshape(-1).numpy()
+
+
+def _merge(
+    method: str,
+    base: npt.NDArray[np.float32] | None,
+    models: Sequence[npt.NDArray[np.float32]],
+    own: Mapping[str, Array],
+    name: str,
+) -> Expected:
+    if base is None:
+        weight = own["weight"]
+        terms = np.stack([model.astype(float) * w for model, w in zip(models, weight, strict=True)])
+        if own["normalize"]:
+            terms = terms / weight.sum()
+        return _sum(terms, np.stack(models), np.zeros(terms.shape[1], dtype=bool))
+    inputs = np.stack([base, *models])
+    if method == "slerp":
+        return _slerp(base.astype(float), models[0].astype(float), float(own["t"]), inputs)
+    deltas = [model - base for model in models]  # float32: thresholds are exact in it
+    if method == "task_arithmetic":
+        kept = np.ones((len(models), len(base)), dtype=bool)
+        return _task_vectors(base, deltas, kept, kept & False, own, inputs)
+    if method == "ties":
+        pairs = [trim(delta, float(d)) for delta, d in zip(deltas, own["density"], strict=True)]
+        kept, equal = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
+        return _task_vectors(base, deltas, kept, equal, own, inputs)
+    masks = [
+        uniform(int(own["seed"]), position, len(models), name, len(base)) < np.float32(d)
+        for position, d in enumerate(own["density"])
+    ]
+    return _task_vectors(base, deltas, np.stack(masks), np.stack(masks) & False, own, inputs)
+
+
+def uniform(
+    seed: int, model: int, models: int, name: str, elements: int
+) -> npt.NDArray[np.float32]:
+    """Return the numbers in [0, 1) that decide on a tensor's mask."""
+    key = torch.from_numpy(random.keys(seed, models, [name])[0, model])
+    index = torch.arange(elements, dtype=torch.int32)
+    drawn: npt.NDArray[np.float32] = random.uniform(key[0], key[1], index).numpy()
+    return drawn
+
+
+def trim(delta: npt.NDArray[np.float32], density: float) -> tuple[Mask, Mask]:
+    """Return what is kept, and which entries equal a threshold that not all of them pass."""
+    magnitude = np.abs(delta)
+    if density >= 1:
+        return np.ones(len(delta), dtype=bool), np.zeros(len(delta), dtype=bool)
+    count = max(1, int(density * len(delta)))
+    threshold = np.sort(magnitude)[::-1][count - 1]
+    kept = magnitude >= threshold
+    return kept, (magnitude == threshold) & (int(kept.sum()) > count)
+
+
+def _task_vectors(
+    base: npt.NDArray[np.float32],
+    deltas: Sequence[npt.NDArray[np.float32]],
+    kept: Mask,
+    equal: Mask,
+    own: Mapping[str, Array],
+    inputs: npt.NDArray[np.float32],
+) -> Expected:
+    weight = own["weight"][:, None]
+    exact = np.stack(deltas).astype(float)
+    sparse = np.where(kept, exact, 0.0)
+    if "rescale" in own and own["rescale"]:
+        total = np.abs(exact).sum(axis=1)
+        left = np.abs(sparse).sum(axis=1)
+        if equal.any():  # the mass of the k largest, whichever of the equal ones are among them
+            counts = np.maximum(1, (own["density"] * exact.shape[1]).astype(int))
+            ordered = np.sort(np.abs(exact), axis=1)[:, ::-1]
+            left = np.array([row[:k].sum() for row, k in zip(ordered, counts, strict=True)])
+        usable = (total >= 1e-7) & (left >= 1e-7)
+        sparse = sparse * np.where(usable, total / np.where(usable, left, 1), 1)[:, None]
+    terms = sparse * weight
+    undecided = equal.any(axis=0)
+    if "density" in own:
+        total = terms.sum(axis=0)
+        undecided |= (np.abs(total) < 1e-5 * np.abs(terms).sum(axis=0)) & (total != 0)
+        agrees = np.where(total >= 0, terms > 0, terms < 0)
+        terms = np.where(agrees, terms, 0.0)
+        shares = np.where(agrees, weight, 0.0)
+        divisor = shares.sum(axis=0)
+        divisor = np.where(divisor == 0, 1.0, divisor)
+    else:
+        shares = np.broadcast_to(weight, terms.shape)
+        divisor = shares.sum(axis=0)
+        divisor = np.where(np.abs(divisor) < 1e-8, 1.0, divisor)
+    terms = own["lambda"] * terms
+    condition = np.ones(len(base))
+    if own["normalize"]:  # weights of both signs cancel in the divisor
+        terms = terms / divisor
+        condition = np.maximum(1.0, np.abs(shares).sum(axis=0) / np.abs(divisor))
+    found = _sum(np.concatenate([base[None].astype(float), terms]), inputs, undecided)
+    return replace(found, scale=np.maximum(found.scale, np.abs(terms).sum(axis=0) * condition))
+
+
+def _slerp(base: Array, model: Array, t: float, inputs: npt.NDArray[np.float32]) -> Expected:
+    cosine = base @ model / (np.linalg.norm(base) * np.linalg.norm(model))
+    start, end = 1 - t, t
+    if abs(cosine) <= 0.9995:
+        theta = np.arccos(cosine)
+        start, end = np.sin((1 - t) * theta) / np.sin(theta), np.sin(t * theta) / np.sin(theta)
+    return _sum(np.stack([start * base, end * model]), inputs, np.zeros(len(base), dtype=bool))
+
+
+def _sum(terms: Array, inputs: npt.NDArray[np.float32], undecided: Mask) -> Expected:
+    scale = np.maximum(np.abs(terms).sum(axis=0), np.abs(inputs).max(axis=0))
+    return Expected(terms.sum(axis=0), scale, undecided)
