@@ -44,9 +44,7 @@ def one_seed(zoo: Path, work: Path, seed: int, space: str | None) -> dict[str, A
         "winner": held["winner"],
         "line": held["task arithmetic"],
         "scale": rows["task arithmetic"]["detail"],
-        "best baseline": max(
-            held[name] for name, row in rows.items() if row["kind"] == "baseline"
-        ),
+        "best baseline": max(held[name] for name, row in rows.items() if row["kind"] == "baseline"),
         "ensemble": held["ensemble"],
         "gain": held["winner"] - held["line"],
         "gap to ensemble": held["ensemble"] - held["winner"],
@@ -89,7 +87,8 @@ def main() -> None:
         "median gap to ensemble": statistics.median(row["gap to ensemble"] for row in rows),
     }
     print(
-        f"gain over the line: median {summary['median gain']:+.3f}, least {summary['least gain']:+.3f}"
+        f"gain over the line: median {summary['median gain']:+.3f}, "
+        f"least {summary['least gain']:+.3f}"
         f" · gap to the ensemble: median {summary['median gap to ensemble']:+.3f}"
     )
     print("A gain above 0 means that the search found what no single scale gives.")

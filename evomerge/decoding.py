@@ -43,8 +43,8 @@ class Forced:
     """Teacher-forced numbers of the scored tokens of n sequences, laid end to end.
 
     Those of sequence i stand at `starts[i] : starts[i + 1]`; `starts` is int64 [n + 1].
-    `log_probability` (float32) is that of the gold token, `margin` (float32) its logit less the best
-    other token's, `choice` (int64) the token that greedy decoding gives in its place.
+    `log_probability` (float32) is that of the gold token, `margin` (float32) its logit less the
+    best other token's, `choice` (int64) the token that greedy decoding gives in its place.
     """
 
     starts: Integers
@@ -68,7 +68,8 @@ class Forced:
 def teacher_force(model: LanguageModel, sequences: Sequence[TokenSequence]) -> Forced:
     """Score sequences, one at least, each with a scored token and a token before it.
 
-    Raises DataError for a sequence longer than the model's context.
+    Raises DataError for a sequence longer than the model's context, and for a token that is none of
+    its vocabulary.
     """
     scored = np.array([one.scored for one in sequences])
     lengths = np.array([len(one.ids) for one in sequences])
@@ -80,6 +81,11 @@ def teacher_force(model: LanguageModel, sequences: Sequence[TokenSequence]) -> F
         ids = np.zeros((len(batch), lengths[batch].max()), dtype=np.int64)
         for row, index in enumerate(batch):
             ids[row, : lengths[index]] = sequences[index].ids
+        if ids.max() >= model.vocabulary:
+            raise DataError(
+                f"expected tokens among the {model.vocabulary} of the model, got token {ids.max()}; "
+                "the base model's tokenizer has more tokens than its embedding"
+            )
         rows = np.repeat(np.arange(len(batch)), scored[batch])
         inside = np.concatenate([np.arange(count) for count in scored[batch]])
         columns = (lengths - scored)[batch][rows] + inside  # of the scored tokens
@@ -170,7 +176,7 @@ def _check_context(model: LanguageModel, longest: int) -> None:
 
 
 def _batches(lengths: Integers, scored: Integers, model: LanguageModel) -> list[Integers]:
-    """Return batches of like lengths as arrays of indices, within the bounds on tokens and logits."""
+    """Return batches of like lengths, as arrays of indices, within the bounds on their size."""
     most = _CPU_TOKENS if model.device.type == "cpu" else _TOKENS
     order = np.lexsort((lengths - scored, lengths))
     batches: list[list[int]] = []

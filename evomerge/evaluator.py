@@ -35,7 +35,8 @@ class TaskItems:
 
         Where the data lies does not count.
         """
-        parts = [repr(self.settings.model_dump(exclude={"data"})), *map(repr, self.examples), repr(self.splits)]
+        settings = self.settings.model_dump(exclude={"data"})
+        parts = [repr(settings), *map(repr, self.examples), repr(self.splits)]
         return xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
 
 

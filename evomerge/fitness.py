@@ -70,20 +70,24 @@ class Interval:
 def normalized_accuracy(scores: TaskScores, experts: Sequence[TaskScores]) -> Interval:
     """Return the mean over tasks of accuracy over the best expert's accuracy, with its interval.
 
-    The interval is a percentile bootstrap over items (Efron 1979), paired: a resample draws the same
-    items for the candidate and for the best expert of the task. It is 0 wide for that expert alone.
+    The interval is a percentile bootstrap over items (Efron 1979), paired: a resample draws the
+    same items for the candidate and for the best expert of the task. It is 0 wide for that expert
+    alone.
     """
-    reference = best_of([mean_correct(expert) for expert in experts])
     generator = np.random.default_rng(0)
     value = 0.0
     resampled = np.zeros(_RESAMPLES)
     for task, items in scores.items():
-        best = max(experts, key=lambda expert: float(expert[task].correct.mean()))  # noqa: B023
-        value += float(items.correct.mean()) / reference[task]
-        size = len(items.correct)
-        counts = generator.multinomial(size, np.full(size, 1 / size), size=_RESAMPLES)
-        below = counts @ best[task].correct
-        above = counts @ items.correct
-        resampled += above / np.where(below > 0, below, size if not best[task].correct.any() else 1)
+        best = max((expert[task].correct for expert in experts), key=np.mean)
+        # Items on which both are alike are interchangeable: draw how many come of each kind.
+        kinds, counts = np.unique([items.correct, best], axis=1, return_counts=True)
+        size = len(best)
+        above, below = kinds @ generator.multinomial(size, counts / size, size=_RESAMPLES).T
+        if best.any():
+            value += items.correct.sum() / best.sum()
+            resampled += above / np.where(below > 0, below, 1)  # a resample may miss every success
+        else:  # nothing to normalize by, as in best_of
+            value += items.correct.mean()
+            resampled += above / size
     low, high = np.percentile(resampled / len(scores), [2.5, 97.5])
-    return Interval(value / len(scores), float(low), float(high))
+    return Interval(float(value) / len(scores), float(low), float(high))

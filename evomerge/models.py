@@ -1,13 +1,14 @@
-"""Hugging Face configuration, tokenizer and the live model whose parameters are views of buffers."""
+"""Hugging Face configuration and tokenizer, and the live model whose parameters are views."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import transformers
@@ -17,7 +18,7 @@ from evomerge.errors import CheckpointError
 
 _SMALL = 20_000_000  # parameters; below, more threads cost more than they bring
 
-Tokenizer = PreTrainedTokenizerBase
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 transformers.utils.logging.disable_progress_bar()
 if "TRANSFORMERS_VERBOSITY" not in os.environ:
@@ -64,16 +65,11 @@ class LiveModel:
         self.device = device
         config = _config(folder)
         model_class = _model_class(config, folder)
-        floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
-        dtype = max(dict.fromkeys(floating), key=floating.count)
         try:
-            with torch.device("cpu"):
-                model = model_class.from_pretrained(
-                    None, config=config, state_dict=dict(tensors), dtype=dtype
-                )
+            model = _bound(model_class, config, tensors)
         except Exception as problem:  # the library raises whatever its classes raise
             raise _unfit(model_class, folder, problem) from None
-        _bind(model, tensors, folder)
+        _prove_bound(model, tensors, folder)
         self._model = model.to(device).eval()
         text = config.get_text_config()
         self.vocabulary: int = text.vocab_size
@@ -131,7 +127,7 @@ class Ensemble:
     @torch.inference_mode()
     def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
         """See LanguageModel."""
-        return _log_mean(member.logits(ids, keep) for member in self._members)
+        return _log_mean((one.logits(ids, keep) for one in self._members), len(self._members))
 
     @torch.inference_mode()
     def step(
@@ -140,21 +136,15 @@ class Ensemble:
         """See LanguageModel; the cache is the list of the members' caches."""
         caches = cache if isinstance(cache, list) else [None] * len(self._members)
         found = [
-            member.step(ids, mask, past)
-            for member, past in zip(self._members, caches, strict=True)
+            member.step(ids, mask, past) for member, past in zip(self._members, caches, strict=True)
         ]
-        return _log_mean(logits for logits, _ in found), [past for _, past in found]
+        return _log_mean((logits for logits, _ in found), len(found)), [past for _, past in found]
 
 
-def _log_mean(members: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Return the logarithm of the mean of softmax(logits), float32, of logits [..., V]."""
-    total: torch.Tensor | None = None
-    count = 0
-    for count, logits in enumerate(members, start=1):
-        one = torch.log_softmax(logits.float(), dim=-1)
-        total = one if total is None else torch.logaddexp(total, one)
-    assert total is not None
-    return total - math.log(count)
+def _log_mean(members: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+    """Return the logarithm of the mean of softmax(logits), float32, over members of [..., V]."""
+    each = (torch.log_softmax(logits.float(), dim=-1) for logits in members)
+    return functools.reduce(torch.logaddexp, each) - math.log(count)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -162,9 +152,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except Exception as problem:  # the library raises whatever its parsers raise
-        raise CheckpointError(
-            f"expected a tokenizer, got {_reason(problem)} in {folder}"
-        ) from None
+        raise CheckpointError(f"expected a tokenizer, got {_reason(problem)} in {folder}") from None
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"expected a tokenizer with an eos token, got none in {folder}")
     return tokenizer
@@ -219,25 +207,38 @@ def _model_class(config: Any, folder: Path) -> Any:
     return found
 
 
-def _bind(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Make every parameter and stored buffer the tensor of its name, and prove it of all.
+def _bound(model_class: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """Return the model with every parameter and stored buffer being the tensor loaded into it.
 
-    A checkpoint of the headless model names its tensors without the prefix of the body.
+    The library renames as it loads, so it is given memory that nobody touches, and the addresses
+    say afterwards what went where; what it converts is found by name.
     """
-    prefix = f"{model.base_model_prefix}."
-    bound: set[int] = set()
-    for name, parameter in [
+    blanks = {
+        name: torch.empty(one.shape, dtype=one.dtype, device="cpu") for name, one in tensors.items()
+    }
+    origin = {blank.data_ptr(): tensors[name] for name, blank in blanks.items() if blank.numel()}
+    floating = [one.dtype for one in tensors.values() if one.is_floating_point()]
+    dtype = max(dict.fromkeys(floating), key=floating.count)
+    with torch.device("cpu"):
+        model: torch.nn.Module = model_class.from_pretrained(
+            None, config=config, state_dict=blanks, dtype=dtype
+        )
+    for name, place in [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ]:
-        tensor = tensors.get(name, tensors.get(name.removeprefix(prefix)))
-        if tensor is not None and tensor.shape == parameter.shape:
-            parameter.data = tensor
-            parameter.requires_grad_(False)
-            bound.add(tensor.data_ptr())
+        tensor = origin.get(place.data_ptr(), tensors.get(name))
+        if tensor is not None and tensor.shape == place.shape:
+            place.data = tensor
+            place.requires_grad_(False)
     model.tie_weights()  # type: ignore[operator]
+    return model
+
+
+def _prove_bound(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    addresses = {tensor.data_ptr() for tensor in tensors.values()}
     for name, parameter in model.named_parameters():
-        if parameter.data_ptr() not in bound:
+        if parameter.data_ptr() not in addresses:
             raise CheckpointError(
                 f"expected every parameter of {type(model).__name__} in the checkpoint, got none "
                 f"for {name} in {folder}; such a model can be merged but not scored in memory"

@@ -15,15 +15,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 @pytest.fixture(scope="session")
 def trained_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A family whose training was cut short: weak models, but of the real shape. Do not write here."""
-    from evomerge.zoo import Expert, Family, build_zoo
-    from evomerge.zoo.train import Schedule
+    """A family whose training was cut short: weak, but of the real shape. Not to be written to."""
+    from evomerge.zoo import Family, Schedule, build_zoo
 
-    names = ("sort", "reverse", "caesar")
     family = Family(
+        shares=dict.fromkeys(("sort", "reverse", "caesar"), 1.0),
         base=Schedule(steps=40, adam=4e-3, muon=2e-2),
-        mixture=dict.fromkeys(names, 1.0),
-        experts={name: Expert(Schedule(steps=15, adam=3e-4), replay=0.0) for name in names},
+        expert=Schedule(steps=15, adam=3e-4),
         items=400,
     )
     directory = tmp_path_factory.mktemp("zoo") / "family"
@@ -34,7 +32,12 @@ def trained_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def family(trained_family: Path, tmp_path: Path) -> Path:
     """A copy of the family that a test may change; its study.yaml asks for small splits."""
-    copy = tmp_path / "family"
+    copy_family(trained_family, tmp_path / "family")
+    return tmp_path / "family"
+
+
+def copy_family(trained_family: Path, copy: Path) -> None:
+    """Copy the family and make its study small."""
     shutil.copytree(trained_family, copy)
     study = copy / "study.yaml"
     text = study.read_text()
@@ -44,7 +47,6 @@ def family(trained_family: Path, tmp_path: Path) -> Path:
     ).replace("trials: 300", "trials: 12")
     assert small != text
     study.write_text(small)
-    return copy
 
 
 def run_cli(*arguments: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:

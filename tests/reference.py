@@ -122,7 +122,7 @@ def _task_vectors(
     undecided = equal.any(axis=0)
     if "density" in own:
         total = terms.sum(axis=0)
-        undecided |= (np.abs(total) < 1e-5 * np.abs(terms).sum(axis=0)) & (total != 0)
+        undecided |= np.abs(total) < 1e-5 * np.abs(terms).sum(axis=0)
         agrees = np.where(total >= 0, terms > 0, terms < 0)
         terms = np.where(agrees, terms, 0.0)
         shares = np.where(agrees, weight, 0.0)
@@ -137,6 +137,7 @@ def _task_vectors(
     if own["normalize"]:  # weights of both signs cancel in the divisor
         terms = terms / divisor
         condition = np.maximum(1.0, np.abs(shares).sum(axis=0) / np.abs(divisor))
+        undecided |= condition > 1e5
     found = _sum(np.concatenate([base[None].astype(float), terms]), inputs, undecided)
     return replace(found, scale=np.maximum(found.scale, np.abs(terms).sum(axis=0) * condition))
 

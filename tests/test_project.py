@@ -23,7 +23,8 @@ def test_help_imports_no_torch() -> None:
         "import sys, runpy\nsys.argv = ['evomerge', '--help']\n"
         "try:\n    runpy.run_module('evomerge', run_name='__main__')\n"
         "except SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'torch', 'transformers', 'optuna', 'cma', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'optuna', 'cma', 'datasets', 'numpy'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -126,3 +126,21 @@ def merged(data: Mapping[str, Any], **options: Any) -> Tensors:
 
 def weights(folder: Path, name: str) -> Tensors:
     return load_file(folder / name / "model.safetensors")
+
+
+def merge_vectors(
+    folder: Path,
+    method: str,
+    models: Mapping[str, tuple[list[float], dict[str, Any]]],
+    base: list[float] | None = None,
+    **shared: Any,
+) -> list[float]:
+    """Merge models of one vector each, in float32; `models` are name → (vector, parameters)."""
+    vectors = {name: vector for name, (vector, _) in models.items()}
+    for name, vector in (vectors | ({} if base is None else {"base": base})).items():
+        write_checkpoint(folder / name, {"x": torch.tensor(vector)}, {"model_type": "vector"})
+    fields = {} if base is None else {"base_model": "base"}
+    own = {name: parameters for name, (_, parameters) in models.items()}
+    data = recipe_of(folder, method, **fields, models=own, parameters=shared)
+    found: list[float] = merged(data)["x"].tolist()
+    return found

@@ -12,11 +12,11 @@ from evomerge.merge_methods import Array, Columns, MergeMethod, Parameter, Setti
 
 
 def plan(settings: Settings) -> dict[str, Array]:
-    """Divide the weights by their sum; raises CandidateError where that is zero."""
+    """Divide the weights by their sum; raises CandidateError where that is zero but for rounding."""
     weight = settings["weight"]
     total = weight.sum(axis=0)
     normalized = settings["normalize"] > 0
-    zero = normalized & (total == 0)
+    zero = normalized & (np.abs(total) <= 1e-12 * np.abs(weight).sum(axis=0))
     if zero.any():
         name = settings.tensors[int(np.argmax(zero))]
         raise CandidateError(

@@ -26,7 +26,7 @@ Vector = npt.NDArray[np.float64]
 class Dataset(BaseModel):
     """A data set read through the `datasets` library."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     dataset: str = Field(description="Hub id or folder of the data set")
     name: str | None = Field(None, description="configuration of the data set")
@@ -37,7 +37,7 @@ class Dataset(BaseModel):
 class TaskSettings(BaseModel):
     """What every kind of task has in a study file."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     kind: str = Field(description="kind of proxy task")
     data: str | Dataset = Field(description="a JSONL file, or {dataset, name, split, revision}")
@@ -75,5 +75,6 @@ def get(kind: object, place: Place) -> ModuleType:
 
 def sigmoid_of_margin(margins: npt.NDArray[Any], temperature: float) -> Vector:
     """Return the smoothed accuracy sigmoid(margin / τ), float64; accuracy itself as τ → 0."""
-    scaled = np.clip(margins.astype(np.float64) / temperature, -700, 700)
+    with np.errstate(over="ignore"):  # of a τ next to 0
+        scaled = np.clip(margins.astype(np.float64) / temperature, -700, 700)
     return 1.0 / (1.0 + np.exp(-scaled))

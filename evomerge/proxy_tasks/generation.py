@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, field_validator
-from transformers import PreTrainedTokenizerBase
 
-from evomerge.decoding import TokenSequence, greedy, teacher_force
+from evomerge.decoding import Forced, Integers, TokenSequence, greedy, teacher_force
 from evomerge.errors import Place
-from evomerge.models import LanguageModel
-from evomerge.proxy_tasks import ItemScores, TaskSettings, sigmoid_of_margin
-from evomerge.proxy_tasks._data import Row, encode_answer, encode_prompt, fill
+from evomerge.models import LanguageModel, Tokenizer
+from evomerge.proxy_tasks import ItemScores, TaskSettings, Vector, sigmoid_of_margin
+from evomerge.proxy_tasks._data import Row, fill
+from evomerge.proxy_tasks._tokens import encode_after
 
 _SPARE_TOKENS = 4  # beyond the longest target, for an answer that is spelt with more tokens
 
@@ -28,20 +29,25 @@ class Settings(TaskSettings):
     prompt: str = Field(description="template of the prompt, with {field} of the data")
     answer: str = Field(description="template of the right answer")
     target: str | None = Field(
-        None, description="template of the text that margins are taken on, such as a worked solution"
-        " (default: the answer)",
-    )  # fmt: skip
-    stop: tuple[str, ...] = Field(
-        (), strict=False, description="texts that end the answer, besides the end-of-text token"
+        None,
+        description="template of the text that margins are taken on, such as a worked solution "
+        "(default: the answer)",
+    )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [], description="texts that end the answer, besides the end-of-text token"
     )
     extract: str | None = Field(
-        None, description="regular expression whose last match in the generated text is compared "
-        "(its first group, where it has one)",
-    )  # fmt: skip
-    max_new_tokens: int | None = Field(
-        None, ge=1, description="most tokens to generate (default: a little over the longest target)"
+        None,
+        description="regular expression whose last match in the generated text is compared, "
+        "or, where it has groups, its first group",
     )
-    temperature: float = Field(0.5, gt=0, strict=False, description="τ of sigmoid(margin/τ)")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=10**6,
+        description="most tokens to generate (default: the longest target's and a few)",
+    )
+    temperature: float = Field(0.5, gt=0, description="τ of sigmoid(margin/τ)")
 
     @field_validator("extract")
     @classmethod
@@ -49,7 +55,7 @@ class Settings(TaskSettings):
         if value is not None:
             try:
                 re.compile(value)
-            except re.error as problem:
+            except (re.error, OverflowError, RecursionError) as problem:
                 raise ValueError(f"a regular expression ({problem})") from None
         return value
 
@@ -73,57 +79,86 @@ def render(row: Row, settings: Settings, place: Place) -> Example:
 
 
 class Task:
-    """Examples of a generation task as token ids."""
+    """Examples of a generation task as token ids.
+
+    Raises DataError for a prompt without tokens, and where `chat` finds no template.
+    """
 
     def __init__(
-        self, settings: Settings, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+        self, settings: Settings, examples: Sequence[Example], tokenizer: Tokenizer
     ) -> None:
         self._settings = settings
         self._tokenizer = tokenizer
         self._answers = [example.answer.strip() for example in examples]
-        end = (
-            encode_answer(tokenizer, settings.stop[0])
-            if settings.stop
-            else (tokenizer.eos_token_id,)
-        )
-        self._prompts = [encode_prompt(tokenizer, item.prompt, settings.chat) for item in examples]
-        targets = [encode_answer(tokenizer, item.target) + end for item in examples]
+        stop = settings.stop[0] if settings.stop else ""
+        end = () if stop else (tokenizer.eos_token_id,)
         self._sequences = [
-            TokenSequence(prompt + target, len(target))
-            for prompt, target in zip(self._prompts, targets, strict=True)
+            TokenSequence(one.ids + end, one.scored + len(end))
+            for one in encode_after(
+                tokenizer,
+                [example.prompt for example in examples],
+                [example.target + stop for example in examples],
+                settings.chat,
+            )
         ]
-        self._most = settings.max_new_tokens or max(map(len, targets), default=0) + _SPARE_TOKENS
+        longest = max((one.scored for one in self._sequences), default=0)
+        self._most = settings.max_new_tokens or longest + _SPARE_TOKENS
 
     def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
         """Score items: the least margin over the target's positions; see proxy_tasks.Task."""
-        margins = teacher_force(model, [self._sequences[item] for item in items]).least_margin()
-        correct = self._generated(model, items) if exact else (margins > 0).astype(np.float64)
-        return ItemScores(sigmoid_of_margin(margins, self._settings.temperature), correct)
+        forced = teacher_force(model, [self._sequences[item] for item in items])
+        margins = forced.least_margin()
+        score = sigmoid_of_margin(margins, self._settings.temperature)
+        if not exact:
+            return ItemScores(score, (margins > 0).astype(np.float64))
+        return ItemScores(score, self._matches(model, items, forced))
 
-    def _generated(self, model: LanguageModel, items: Sequence[int]) -> np.ndarray:
-        def finished(index: int, tokens: list[int]) -> bool:
-            text, ended = self._cut(tokens)
-            return ended or not self._may_match(text, self._answers[items[index]])
+    def _matches(self, model: LanguageModel, items: Sequence[int], forced: Forced) -> Vector:
+        """Return 1 where greedy decoding gives the answer, else 0.
 
-        tokens = greedy(
-            model, [self._prompts[item] for item in items], [self._most] * len(items), finished
+        Its first tokens are known: up to the first that is not the target's, they are those of the
+        teacher-forced pass. Only where they leave the answer open is anything generated.
+        """
+        answers = [self._answers[item] for item in items]
+        sequences = [self._sequences[item] for item in items]
+        tokens = [
+            self._known(one, forced.choice[start : start + one.scored])
+            for one, start in zip(sequences, forced.starts[:-1], strict=True)
+        ]
+        still = [row for row, new in enumerate(tokens) if not self._settled(new, answers[row])]
+        continued = greedy(
+            model,
+            [sequences[row].ids[: -sequences[row].scored] for row in still],
+            [self._most] * len(still),
+            lambda index, new: self._settled(new, answers[still[index]]),
         )
-        return np.array(
-            [
-                float(self._extracted(self._cut(new)[0]) == self._answers[item])
-                for item, new in zip(items, tokens, strict=True)
-            ]
-        )
+        for row, new in zip(still, continued, strict=True):
+            tokens[row] = new
+        found = [self._extracted(self._cut(new)[0]) for new in tokens]
+        return np.array([float(one == answer) for one, answer in zip(found, answers, strict=True)])
+
+    def _known(self, sequence: TokenSequence, choice: Integers) -> list[int]:
+        """Return the first tokens of greedy decoding, as far as the teacher-forced ones show."""
+        differs = np.flatnonzero(choice != np.array(sequence.target))
+        known: list[int] = choice[: differs[0] + 1 if len(differs) else None].tolist()
+        return known[: self._most]
+
+    def _settled(self, tokens: list[int], answer: str) -> bool:
+        """Return whether more tokens change nothing: an end came, or the answer no longer can."""
+        text, ended = self._cut(tokens)
+        return ended or len(tokens) == self._most or not self._may_match(text, answer)
 
     def _cut(self, tokens: list[int]) -> tuple[str, bool]:
         """Return the text before the end-of-text token or a stop text, and whether one came."""
         ended = tokens[-1] == self._tokenizer.eos_token_id
-        text = self._tokenizer.decode(tokens[:-1] if ended else tokens)
+        text = self._tokenizer.decode(
+            tokens[:-1] if ended else tokens, clean_up_tokenization_spaces=False
+        )
         places = [found for found in map(text.find, self._settings.stop) if found >= 0]
         return (text[: min(places)], True) if places else (text, ended)
 
     def _may_match(self, text: str, answer: str) -> bool:
-        """Return whether more tokens could still make the text the answer: if not, stop early."""
+        """Return whether more tokens could still make the text the answer."""
         if self._settings.extract:
             return True
         so_far = text.strip().rstrip("\ufffd")  # an unfinished character decodes to U+FFFD
@@ -136,4 +171,4 @@ class Task:
         if not found:
             return None
         last = found[-1]
-        return str(last[1] if last.re.groups else last[0]).strip()
+        return str(last[1] or "" if last.re.groups else last[0]).strip()

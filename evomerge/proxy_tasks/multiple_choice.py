@@ -8,37 +8,31 @@ from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
-from transformers import PreTrainedTokenizerBase
 
-from evomerge.decoding import TokenSequence, teacher_force
+from evomerge.decoding import teacher_force
 from evomerge.errors import Place
-from evomerge.models import LanguageModel
+from evomerge.models import LanguageModel, Tokenizer
 from evomerge.proxy_tasks import ItemScores, TaskSettings, sigmoid_of_margin
-from evomerge.proxy_tasks._data import (
-    Row,
-    encode_answer,
-    encode_prompt,
-    field,
-    fill,
-    only_field,
-)
+from evomerge.proxy_tasks._data import Row, field, fill, only_field
+from evomerge.proxy_tasks._tokens import encode_after
 
 
 class Settings(TaskSettings):
     """The settings of a multiple-choice task in a study file."""
 
     prompt: str = Field(description="template of the prompt, with {field} of the data")
-    options: str | tuple[str, ...] = Field(
-        strict=False, description="one template per option, or {field} of a field that holds a list"
+    options: str | list[str] = Field(
+        description="one template per option, or {field} of a field that holds a list"
     )
     answer: str = Field(
-        description="template of the right option: its number from 0, its letter, or its text"
+        description="template of the right option: its text, its label where the data has labels, "
+        "its number from 0, or its letter"
     )
     normalize: Literal["tokens", "characters", "none"] = Field(
         "tokens", description="divide an option's log-likelihood by its length in these"
     )
     separator: str = Field(" ", description="text between the prompt and an option")
-    temperature: float = Field(0.1, gt=0, strict=False, description="τ of sigmoid(margin/τ)")
+    temperature: float = Field(0.1, gt=0, description="τ of sigmoid(margin/τ)")
 
 
 @dataclass(frozen=True)
@@ -52,83 +46,104 @@ class Example:
 
 def render(row: Row, settings: Settings, place: Place) -> Example:
     """Fill the templates from a row; raises the place's error where they do not fit the data."""
-    options = _options(row, settings, place / "options")
+    options, labels = _options(row, settings, place / "options")
     if len(options) < 2 or not all(option.strip() for option in options):
-        raise (place / "options").fail("at least two options, none of them empty", options)
-    if len(set(options)) < len(options):
-        raise (place / "options").fail("options that differ", options)
+        raise (place / "options").fail("at least two options, none of them empty", list(options))
     here = place / "answer"
     name = only_field(settings.answer)
     value = field(name, row, here) if name else fill(settings.answer, row, here)
-    prompt = fill(settings.prompt, row, place / "prompt")
-    return Example(prompt, options, _which(value, options, here))
+    answer = _which(value, options, labels, here)
+    if options.count(options[answer]) > 1:
+        raise (place / "options").fail("a right option unlike the others", list(options))
+    return Example(fill(settings.prompt, row, place / "prompt"), options, answer)
 
 
-def _options(row: Row, settings: Settings, place: Place) -> tuple[str, ...]:
+def _options(
+    row: Row, settings: Settings, place: Place
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Return the options and, where the data has them, their labels."""
     if not isinstance(settings.options, str):
-        return tuple(
-            fill(template, row, place[index]) for index, template in enumerate(settings.options)
-        )
+        templates = enumerate(settings.options)
+        return tuple(fill(template, row, place[index]) for index, template in templates), None
     name = only_field(settings.options)
     if name is None:
         raise place.fail("{field} alone, or a list of templates", settings.options)
-    found = field(name, row, place)
-    if isinstance(found, dict) and isinstance(found.get("text"), list):
-        found = found["text"]  # the layout of ARC and its kin
-    if not isinstance(found, list):
-        raise place.fail(f"a list in the field {name}", found)
-    return tuple(str(option) for option in found)
+    found, labels = field(name, row, place), None
+    if isinstance(found, dict) and isinstance(found.get("text"), list):  # ARC and its kin
+        found, labels = found["text"], found.get("label")
+    if not isinstance(found, list) or None in found:
+        raise place.fail(f"a list without null in the field {name}", found)
+    if labels is not None and (not isinstance(labels, list) or len(labels) != len(found)):
+        raise place.fail(f"a label for each option in the field {name}", labels)
+    return tuple(map(str, found)), None if labels is None else tuple(map(str, labels))
 
 
-def _which(value: Any, options: tuple[str, ...], place: Place) -> int:
+def _which(
+    value: Any, options: tuple[str, ...], labels: tuple[str, ...] | None, place: Place
+) -> int:
+    """Return the number of the right option; a whole number is never taken for a text."""
     text = str(value).strip()
-    if isinstance(value, str) and value in options:
-        return options.index(value)
-    if text.isdecimal():
+    if labels is not None and text in labels:
+        return labels.index(text)
+    if not isinstance(value, int) or isinstance(value, bool):
+        for known in (str(value), text):
+            if known in options:
+                return options.index(known)
+    number = -1
+    if text.isascii() and text.isdecimal():
         number = int(text)
-    elif len(text) == 1 and text.isalpha():
+    elif len(text) == 1 and text.isascii() and text.isalpha():
         number = ord(text.upper()) - ord("A")
-    else:
-        number = -1
     if not 0 <= number < len(options):
-        known = f"a number from 0 to {len(options) - 1}, a letter from A, or an option's text"
-        raise place.fail(known, value)
+        last = len(options) - 1
+        raise place.fail(f"an option's text, a number from 0 to {last}, or a letter from A", value)
     return number
 
 
 class Task:
-    """Examples of a multiple-choice task as token ids, one sequence per option."""
+    """Examples of a multiple-choice task as token ids, one sequence per option.
+
+    Raises DataError for an option without tokens, and where `chat` finds no template.
+    """
 
     def __init__(
-        self, settings: Settings, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+        self, settings: Settings, examples: Sequence[Example], tokenizer: Tokenizer
     ) -> None:
         self._temperature = settings.temperature
         self._answers = [example.answer for example in examples]
-        self._sequences: list[list[TokenSequence]] = []
-        self._lengths: list[list[int]] = []
-        for example in examples:
-            prompt = encode_prompt(tokenizer, example.prompt, settings.chat)
-            tails = [
-                encode_answer(tokenizer, ("" if settings.chat else settings.separator) + option)
-                for option in example.options
-            ]
-            self._sequences.append([TokenSequence(prompt + tail, len(tail)) for tail in tails])
-            length = {
-                "tokens": [len(tail) for tail in tails],
-                "characters": [len(option) for option in example.options],
-                "none": [1 for _ in tails],
-            }
-            self._lengths.append(length[settings.normalize])
+        separator = "" if settings.chat else settings.separator
+        flat = encode_after(
+            tokenizer,
+            [example.prompt for example in examples for _ in example.options],
+            [separator + option for example in examples for option in example.options],
+            settings.chat,
+        )
+        options = [option for example in examples for option in example.options]
+        length = {
+            "tokens": [one.scored for one in flat],
+            "characters": [len(option) for option in options],
+            "none": [1] * len(flat),
+        }[settings.normalize]
+        ends = np.cumsum([len(example.options) for example in examples], dtype=np.int64)
+        self._spans = [
+            slice(end - len(example.options), end)
+            for end, example in zip(ends.tolist(), examples, strict=True)
+        ]
+        self._sequences, self._lengths = flat, np.array(length, dtype=np.float64)
 
     def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
         """Score items by the right option's lead over the best other; see proxy_tasks.Task."""
-        flat = [sequence for item in items for sequence in self._sequences[item]]
-        forced = teacher_force(model, flat)
-        totals = iter(forced.total(forced.log_probability))
+        spans = [self._spans[item] for item in items]
+        forced = teacher_force(model, [one for span in spans for one in self._sequences[span]])
+        lengths = np.concatenate([self._lengths[span] for span in spans])
+        likelihood = forced.total(forced.log_probability) / lengths
         margins = np.empty(len(items))
+        start = 0
         for row, item in enumerate(items):
-            likelihood = np.array([next(totals) / size for size in self._lengths[item]])
-            gold = likelihood[self._answers[item]]
-            margins[row] = gold - np.delete(likelihood, self._answers[item]).max()
-        correct = (margins > 0).astype(np.float64)
-        return ItemScores(sigmoid_of_margin(margins, self._temperature), correct)
+            end = start + spans[row].stop - spans[row].start
+            here, gold = likelihood[start:end], self._answers[item]
+            margins[row] = here[gold] - np.delete(here, gold).max()
+            start = end
+        return ItemScores(
+            sigmoid_of_margin(margins, self._temperature), (margins > 0).astype(np.float64)
+        )

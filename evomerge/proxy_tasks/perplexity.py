@@ -1,7 +1,7 @@
 """Perplexity: how probable the model finds texts.
 
-The score of a text is the geometric mean of its tokens' probabilities, 1 / perplexity; correct is the
-part of its tokens that greedy decoding would give.
+The score of a text is the geometric mean of its tokens' probabilities, 1 / perplexity; correct is
+the part of its tokens that greedy decoding would give.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field
-from transformers import PreTrainedTokenizerBase
 
 from evomerge.decoding import TokenSequence, teacher_force
 from evomerge.errors import Place
-from evomerge.models import LanguageModel
+from evomerge.models import LanguageModel, Tokenizer
 from evomerge.proxy_tasks import ItemScores, TaskSettings
-from evomerge.proxy_tasks._data import Row, encode_answer, encode_prompt, fill
+from evomerge.proxy_tasks._data import Row, fill
+from evomerge.proxy_tasks._tokens import encode_after
 
 
 class Settings(TaskSettings):
@@ -25,7 +25,9 @@ class Settings(TaskSettings):
 
     text: str = Field(description="template of the text whose tokens are scored")
     prompt: str = Field("", description="template of a context that is not scored")
-    max_tokens: int = Field(1024, ge=2, description="tokens of a text beyond these are cut off")
+    max_tokens: int = Field(
+        1024, ge=1, le=10**6, description="tokens of a text beyond these are cut off"
+    )
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,25 @@ def render(row: Row, settings: Settings, place: Place) -> Example:
 
 
 class Task:
-    """Examples of a perplexity task as token ids."""
+    """Examples of a perplexity task as token ids.
+
+    Raises DataError where `chat` finds no template.
+    """
 
     def __init__(
-        self, settings: Settings, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
+        self, settings: Settings, examples: Sequence[Example], tokenizer: Tokenizer
     ) -> None:
-        self._sequences: list[TokenSequence] = []
-        for example in examples:
-            scored = encode_answer(tokenizer, example.text)[: settings.max_tokens]
-            if example.prompt or tokenizer.bos_token_id is not None:
-                context = encode_prompt(tokenizer, example.prompt, settings.chat)
-            else:
-                context, scored = scored[:1], scored[1:] or (tokenizer.eos_token_id,)
-            self._sequences.append(TokenSequence(context + scored, len(scored)))
+        whole = encode_after(
+            tokenizer,
+            [example.prompt for example in examples],
+            [example.text for example in examples],
+            settings.chat,
+        )
+        cuts = [max(0, one.scored - settings.max_tokens) for one in whole]
+        self._sequences = [
+            TokenSequence(one.ids[: len(one.ids) - cut], one.scored - cut)
+            for one, cut in zip(whole, cuts, strict=True)
+        ]
 
     def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
         """Score items by the probability of their tokens; see proxy_tasks.Task."""

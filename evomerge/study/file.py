@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from evomerge import optimizers, proxy_tasks
+from evomerge import optimizers, plugins, proxy_tasks
 from evomerge.checkpoints import FLOATING, Checkpoint, ModelRef, check_alike, open_checkpoint
 from evomerge.errors import CheckpointError, DataError, Found, Place, SpaceError, StudyFileError
 from evomerge.evaluator import Split, TaskItems, draw_items
@@ -20,13 +20,14 @@ from evomerge.optimizers import OptimizerSettings
 from evomerge.proxy_tasks import TaskSettings
 from evomerge.proxy_tasks._data import read_rows
 from evomerge.search_space import Inputs, SearchSpace, load_space, parse_space
+from evomerge.study.schema import read_settings
 
 _KEYS = ("models", "space", "tasks", "splits", "search", "fitness")
 _NAME = re.compile(r"[A-Za-z][\w-]*\Z")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Models(_Part):
@@ -42,7 +43,7 @@ class Splits(_Part):
     search: int = Field(128, ge=1, description="items that the optimizer sees")
     select: int = Field(256, ge=1, description="items that pick the winner among the finalists")
     heldout: int = Field(512, ge=1, description="items that are scored once, at the end")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the draw")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the draw")
 
     @property
     def sizes(self) -> dict[Split, int]:
@@ -56,15 +57,15 @@ class Search(_Part):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     optimizer: str = Field("auto", description="name of an optimizer, or auto")
-    trials: int = Field(300, ge=1, description="candidates to evaluate in all")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of the search and of random masks")
+    trials: int = Field(300, ge=1, le=10**6, description="candidates to evaluate in all")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the search and of random masks")
 
 
 class FitnessSettings(_Part):
     """How the tasks' normalized scores make one fitness."""
 
     worst: float = Field(
-        0.0, ge=0, le=1, strict=False, description="weight of the worst task, the rest on the mean"
+        0.0, ge=0, le=1, description="weight of the worst task, the rest on the mean"
     )
 
 
@@ -116,7 +117,10 @@ class StudyFile:
 
 
 def load_study_file(path: Path) -> StudyFile:
-    """Read a study file; raises StudyFileError or SpaceError with the place of the first mistake."""
+    """Read a study file.
+
+    Raises StudyFileError or SpaceError with the place of the first mistake.
+    """
     data = load_yaml(path, StudyFileError)
     return parse_study(data, path.resolve().parent, Place(str(path), StudyFileError))
 
@@ -127,81 +131,67 @@ def parse_study(data: object, folder: Path, place: Place) -> StudyFile:
     for key in ("models", "space", "tasks"):
         if key not in top:
             raise place.fail(f"the key {key}", Found("none"))
-    tasks: dict[str, TaskSettings] = {}
-    for name, item in (place / "tasks").mapping(top["tasks"]).items():
-        here = place / "tasks" / name
-        fields = here.mapping(item)
-        if "kind" not in fields:
-            raise here.fail("a kind of task", None)
-        kind = proxy_tasks.get(fields["kind"], here / "kind")
-        tasks[name] = _read(kind.Settings, fields, here)
-    if not tasks:
-        raise (place / "tasks").fail("at least one task", top["tasks"])
-    models = _read(Models, top["models"], place / "models")
+    models = read_settings(Models, top["models"], place / "models")
     for name in models.experts:
-        if name == "base" or not _NAME.match(name):
+        if name == "base":
             here = place / "models" / "experts"
-            raise here.fail("a name of letters, digits, - and _ that is not base", name)
+            raise here.fail("a name of the expert's own", name, "`base` is the base model's name")
+        _check_name(name, place / "models" / "experts")
+    tasks = _tasks(top["tasks"], place / "tasks")
     space, space_place = load_space(top["space"], folder, place / "space")
-    search = _read(Search, top.get("search", {}), place / "search")
+    search = read_settings(Search, top.get("search", {}), place / "search")
     return StudyFile(
         models=models,
         space=space,
         space_place=space_place,
         tasks=tasks,
-        splits=_read(Splits, top.get("splits", {}), place / "splits"),
+        splits=read_settings(Splits, top.get("splits", {}), place / "splits"),
         search=search,
         optimizer_settings=_optimizer_settings(search, place / "search"),
-        fitness=_read(FitnessSettings, top.get("fitness", {}), place / "fitness"),
+        fitness=read_settings(FitnessSettings, top.get("fitness", {}), place / "fitness"),
         folder=folder,
         place=place,
     )
 
 
+def _check_name(name: str, place: Place) -> None:
+    if not _NAME.match(name):
+        raise place.fail("a name of letters, digits, - and _ that begins with a letter", name)
+
+
+def _tasks(data: object, place: Place) -> dict[str, TaskSettings]:
+    tasks: dict[str, TaskSettings] = {}
+    for name, item in place.mapping(data).items():
+        _check_name(name, place)
+        fields = (place / name).mapping(item)
+        if "kind" not in fields:
+            known = ", ".join(plugins.names(proxy_tasks))
+            raise (place / name).fail(f"the key kind (one of {known})", Found("none"))
+        kind = proxy_tasks.get(fields["kind"], place / name / "kind")
+        tasks[name] = read_settings(kind.Settings, fields, place / name)
+    if not tasks:
+        raise place.fail("at least one task", data)
+    return tasks
+
+
 def _optimizer_settings(search: Search, place: Place) -> OptimizerSettings:
+    """Return the settings of the optimizer from the keys that are not the search's own."""
     extra = dict(search.model_extra or {})
-    if search.optimizer == optimizers.AUTO:
-        settings: type[OptimizerSettings] = OptimizerSettings
-    else:
+    settings: type[OptimizerSettings] = OptimizerSettings
+    if search.optimizer != optimizers.AUTO:
         settings = optimizers.get(search.optimizer, place / "optimizer").Settings
-    known = [*Search.model_fields, *settings.model_fields]
     for key in extra:
-        if key not in known:
-            raise place.unknown(key, "key", known)
-    found: OptimizerSettings = _read(settings, extra, place)
-    return found
-
-
-def _read(schema: type[BaseModel], data: object, place: Place) -> Any:
-    """Check data against a pydantic model; its first error becomes one sentence with the place."""
-    place.mapping(data)
-    try:
-        return schema.model_validate(data)
-    except ValidationError as problem:
-        error = problem.errors(include_url=False)[0]
-    path = [part for part in error["loc"] if part not in ("str", "Dataset", "tuple[str, ...]")]
-    here, known = place, schema
-    for part in path[:-1]:
-        here = here[part] if isinstance(part, int) else here / part
-        known = proxy_tasks.Dataset if part == "data" else known
-    last = path[-1] if path else ""
-    if error["type"] == "extra_forbidden":
-        raise here.unknown(last, "key", known.model_fields)
-    if error["type"] == "missing":
-        near = known.model_fields[str(last)].description
-        raise here.fail(f"the key {last}" + (f" ({near})" if near else ""), Found("none"))
-    at = here[last] if isinstance(last, int) else (here / last if last else here)
-    raise at.fail(_wanted(error, schema, path), error["input"])
-
-
-def _wanted(error: Any, schema: type[BaseModel], path: Sequence[int | str]) -> str:
-    text: str = error["msg"]
-    for opening in ("Input should be ", "Value error, "):
-        text = text.removeprefix(opening)
-    text = text.replace("a valid string", "a text").replace("a valid integer", "a whole number")
-    text = text.replace("valid ", "").replace("dictionary", "mapping")
-    field = schema.model_fields.get(str(path[0])) if len(path) == 1 else None
-    return f"{text} ({field.description})" if field and field.description else text
+        if key not in settings.model_fields:
+            owners = [
+                name
+                for name in plugins.names(optimizers)
+                if key in optimizers.get(name, place).Settings.model_fields
+            ]
+            if owners:
+                what = f"a setting of the optimizer {search.optimizer}"
+                raise place.fail(what, Found(f"{key}, which is one of {' and '.join(owners)}"))
+            raise place.unknown(key, "key", [*Search.model_fields, *settings.model_fields])
+    return read_settings(settings, extra, place)
 
 
 @dataclass(frozen=True)

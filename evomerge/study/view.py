@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,23 @@ def evaluate(
     if split not in SPLITS:
         raise InputError(f"expected a split among {', '.join(SPLITS)}, got {split!r}")
     checked = check_study(load_study_file(study))
+    subject = _open_subject(what)
     chosen: Split = split
+    tokenizer_of = checked.checkpoints[0]
     experts = _expert_scores(checked, chosen, device, progress)
-    scores = _scores_of(what, checked, chosen, device, progress)
+    scorer = Scorer(
+        subject.checkpoints,
+        checked.tasks,
+        tokenizer_of=tokenizer_of,
+        result_dtype=subject.recipe.result_dtype if subject.recipe else None,
+        device=device,
+        progress=progress,
+    )
+    scores = (
+        scorer.recipe(subject.recipe, chosen, exact=True)
+        if subject.recipe
+        else scorer.model(subject.checkpoints[0].ref, chosen, exact=True)
+    )
     reference = best_of([mean_scores(one) for one in experts])
     fitness = Fitness(reference, checked.file.fitness.worst)
     means, correct = mean_scores(scores), mean_correct(scores)
@@ -120,35 +135,28 @@ def evaluate(
     }
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """What is to be evaluated: a recipe with its inputs, or one model."""
+
+    recipe: Recipe | None
+    checkpoints: tuple[Checkpoint, ...]
+
+
+def _open_subject(what: str) -> _Subject:
+    if what.endswith((".yaml", ".yml")) or Path(what).is_file():
+        recipe = load_recipe(Path(what))
+        return _Subject(recipe, tuple(open_inputs(recipe, what)))
+    place = Place("the command line", CheckpointError, "MODEL_OR_RECIPE")
+    return _Subject(None, (open_checkpoint(ModelRef.parse(what, place), place),))
+
+
 def _expert_scores(
     checked: CheckedStudy, split: Split, device: str | None, progress: Progress
 ) -> list[TaskScores]:
     scorer = Scorer(checked.checkpoints, checked.tasks, device=device, progress=progress)
     refs = [ref for name, ref in checked.refs.items() if name != "base"]
     return [scorer.model(ref, split, exact=True) for ref in refs]
-
-
-def _scores_of(
-    what: str, checked: CheckedStudy, split: Split, device: str | None, progress: Progress
-) -> TaskScores:
-    tokenizer_of = checked.checkpoints[0]
-    if what.endswith((".yaml", ".yml")) or Path(what).is_file():
-        recipe = load_recipe(Path(what))
-        opened = open_inputs(recipe, what)
-        merging = Scorer(
-            opened,
-            checked.tasks,
-            tokenizer_of=tokenizer_of,
-            result_dtype=recipe.result_dtype,
-            device=device,
-            progress=progress,
-        )
-        return merging.recipe(recipe, split, exact=True)
-    place = Place("the command line", CheckpointError, "MODEL_OR_RECIPE")
-    ref = ModelRef.parse(what, place)
-    checkpoint = open_checkpoint(ref, place)
-    scorer = Scorer([checkpoint], checked.tasks, tokenizer_of=tokenizer_of, device=device)
-    return scorer.model(ref, split, exact=True)
 
 
 def open_inputs(recipe: Recipe, source: str) -> list[Checkpoint]:

@@ -35,7 +35,7 @@ class Family:
 FAMILY = Family(
     shares=MappingProxyType({"sort": 1.0, "reverse": 2.5, "caesar": 0.5}),
     base=Schedule(steps=100, adam=4e-3, muon=2e-2),
-    expert=Schedule(steps=80, adam=3e-4),
+    expert=Schedule(steps=100, adam=3e-4),
 )
 
 

@@ -55,8 +55,8 @@ def test_same_seed_same_proposals_another_seed_others(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("fail", [0, 3])
 def test_replay_goes_on_as_if_never_stopped(name: str, fail: int) -> None:
-    whole = run(make(name), 24, fail)
-    for cut in (1, 7, 8, 13, 23):
+    whole = run(make(name), 18, fail)
+    for cut in (1, 8, 17):
         replayed = make(name)
         for slot in range(replayed.horizon(cut)):
             replayed.tell(slot, *whole[slot])
@@ -65,7 +65,7 @@ def test_replay_goes_on_as_if_never_stopped(name: str, fail: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_results_beyond_the_horizon_cannot_matter(name: str) -> None:
-    whole = run(make(name), 20)
+    whole = run(make(name), 14)
     slot = 11
     optimizer = make(name)
     horizon = optimizer.horizon(slot)
@@ -77,7 +77,7 @@ def test_results_beyond_the_horizon_cannot_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_proposals_are_legal(name: str) -> None:
-    for values, _ in run(make(name), 40):
+    for values, _ in run(make(name), 20 if name == "gp" else 60):
         assert list(values) == ["a", "b", "c", "d"]
         assert 0.0 <= values["a"] <= 1.5
         assert 0.05 <= values["b"] <= 1.0
@@ -90,7 +90,8 @@ def test_proposals_are_legal(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "random_search"])
 def test_learns(name: str) -> None:
     def best(name: str) -> float:
-        return max(value for seed in range(3) for _, value in run(make(name, seed), 60)[30:])
+        runs = [run(make(name, seed), 22 if name == "gp" else 60) for seed in range(2)]
+        return max(value for done in runs for _, value in done)
 
     assert best(name) > best("random_search")
 
@@ -98,7 +99,7 @@ def test_learns(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_all_failed_is_survived(name: str) -> None:
     failed = (Evaluated(START[0].values, None),)
-    assert len(run(make(name, start=failed), 14, fail=1)) == 14
+    assert len(run(make(name, start=failed), 13, fail=1)) == 13
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -172,5 +173,5 @@ def test_auto() -> None:
     assert optimizers.choose(genome(15), 151) == "cma_es"
     assert optimizers.choose(genome(33), 100) == "cma_es"
     assert optimizers.choose(genome(1), 1000) == "gp"
-    with pytest.raises(InputError, match="did you mean 'cma_es'?"):
+    with pytest.raises(InputError, match=r"did you mean 'cma_es'\?"):
         optimizers.get("cma", PLACE)

@@ -18,7 +18,7 @@ from evomerge.study.store import Store
 from tests.conftest import run_cli
 
 KILLS = 10
-TRIALS = 40
+TRIALS = 30
 
 
 class Silent:
@@ -47,10 +47,9 @@ def rows_in(database: Path) -> int:
         return 0
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
         try:
-            counts = connection.execute(
-                "select (select count(*) from trials) + (select count(*) from study_user_attributes)"
-            )
-            return int(counts.fetchone()[0])
+            tables = ("trials", "study_user_attributes")
+            counts = [connection.execute(f"select count(*) from {table}") for table in tables]  # noqa: S608
+            return sum(int(count.fetchone()[0]) for count in counts)
         except sqlite3.OperationalError:
             return 0
 
@@ -96,7 +95,7 @@ class Death(BaseException):
     """Stands for the end of the process at one write to the database."""
 
 
-@pytest.mark.parametrize("optimizer", ["cma_es", "tpe", "gp", "random_search"])
+@pytest.mark.parametrize("optimizer", ["cma_es", "gp"])
 def test_death_at_any_write(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
@@ -105,7 +104,7 @@ def test_death_at_any_write(
     study.write_text(text)
     monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {"url": None, "device": "cpu", "watcher": Silent()}
-    trials = {"gp": 14, "tpe": 14}.get(optimizer, 30)
+    trials = 14 if optimizer == "gp" else 30
     loop.search(study, "s", trials=trials, seed=3, **options)
     expected = recorded(tmp_path, "s")
     report = (Store.open("s", None)).get("report")
@@ -132,7 +131,7 @@ def test_death_at_any_write(
         monkeypatch.setattr(Store, name, mortal(name))
     deaths = 0
     while True:
-        left = chance.randint(0, 15)
+        left = chance.randint(0, 25)
         try:
             if Path("runs/s/study.db").exists():
                 loop.resume("s", trials=None, **options)

@@ -1,6 +1,8 @@
 """The study loop: starting points, refusals, reproducibility, what the database holds."""
 
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from evomerge.errors import EvomergeError, StudyError
 from evomerge.evaluator import SPLITS
 from evomerge.study import loop, view
 from evomerge.study.store import Store, only_writer, pack, unpack
+from tests.conftest import copy_family
 from tests.study.test_crash import Silent, recorded
 
 
@@ -20,21 +23,45 @@ def options() -> dict[str, Any]:
     return {"url": None, "device": "cpu", "watcher": Silent()}
 
 
+@pytest.fixture(scope="module")
+def once(trained_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a family and a finished study `s` of 12 trials on it."""
+    folder = tmp_path_factory.mktemp("once")
+    copy_family(trained_family, folder / "family")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        loop.search(
+            folder / "family/study.yaml",
+            "s",
+            trials=None,
+            seed=None,
+            url=None,
+            device="cpu",
+            watcher=Silent(),
+        )
+    return folder
+
+
 @pytest.fixture
-def finished(
-    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
-) -> dict[str, Any]:
-    """The report of a study `s` of 12 trials in the working directory."""
-    monkeypatch.chdir(tmp_path)
-    return loop.search(family / "study.yaml", "s", trials=None, seed=None, **options)[1]
+def finished(once: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The report of that study, in the working directory; what a test changes is undone."""
+    with tempfile.TemporaryDirectory() as kept:
+        for part in ("family", "runs"):
+            shutil.copytree(once / part, Path(kept) / part)
+        monkeypatch.chdir(once)
+        yield Store.open("s", None).get("report")
+        for part in ("family", "runs"):
+            shutil.rmtree(once / part)
+            shutil.copytree(Path(kept) / part, once / part)
 
 
 def test_same_seed_same_study(
-    family: Path, tmp_path: Path, finished: dict[str, Any], options: dict[str, Any]
+    once: Path, finished: dict[str, Any], options: dict[str, Any]
 ) -> None:
+    family = once / "family"
     again = loop.search(family / "study.yaml", "t", trials=None, seed=0, **options)[1]
     assert again == finished
-    assert recorded(tmp_path, "t") == recorded(tmp_path, "s")
+    assert recorded(once, "t") == recorded(once, "s")
     other = loop.search(family / "study.yaml", "u", trials=None, seed=1, **options)[1]
     assert other["winner"] != finished["winner"]
 
@@ -58,36 +85,32 @@ def test_the_global_random_streams_are_left_alone(
     assert (np.random.rand(), torch.rand(1).item(), random.random()) == expected
 
 
-def test_first_slots_are_the_init_and_the_baselines(
-    tmp_path: Path, finished: dict[str, Any]
-) -> None:
-    first = [row[2] for row in recorded(tmp_path, "s")[:3]]
+def test_first_slots_are_the_init_and_the_baselines(once: Path, finished: dict[str, Any]) -> None:
+    first = [row[2] for row in recorded(once, "s")[:3]]
     assert set(first[0].values()) == {0.4}
     line = next(row for row in finished["rows"] if row["name"] == "task arithmetic")
     assert set(first[1].values()) == {float(line["detail"].removeprefix("scale "))}
     assert set(first[2].values()) == {1 / 3}
 
 
-def test_the_line_in_the_space_scores_as_the_baseline(
-    tmp_path: Path, finished: dict[str, Any]
-) -> None:
+def test_the_line_in_the_space_scores_as_the_baseline(once: Path, finished: dict[str, Any]) -> None:
     store = Store.open("s", None)
     row = next(row for row in finished["rows"] if row["name"] == "task arithmetic")
     scale = row["detail"].removeprefix("scale ")
     baseline = unpack(store.get(f"row:task arithmetic {scale}:search")["items"])
-    trial = unpack(recorded(tmp_path, "s")[1][4]["metrics"]["items"])
+    trial = unpack(recorded(once, "s")[1][4]["metrics"]["items"])
     for task, items in baseline.items():
         np.testing.assert_allclose(trial[task].score, items.score, atol=1e-5)
 
 
 def test_recorded_fitness_is_the_normalized_mean_of_recorded_items(
-    tmp_path: Path, finished: dict[str, Any]
+    once: Path, finished: dict[str, Any]
 ) -> None:
     store = Store.open("s", None)
     experts = ("sort", "reverse", "caesar")
     by_expert = [unpack(store.get(f"row:{name}:search")["items"]) for name in experts]
     best = {task: max(one[task].score.mean() for one in by_expert) for task in experts}
-    for _, _, _, values, attributes in recorded(tmp_path, "s"):
+    for _, _, _, values, attributes in recorded(once, "s"):
         items = unpack(attributes["metrics"]["items"])
         assert all(len(one.score) == 16 for one in items.values())
         expected = np.mean([items[task].score.mean() / best[task] for task in experts])
@@ -125,10 +148,10 @@ def test_the_winner_is_the_best_finalist_on_the_select_split(finished: dict[str,
 
 
 def test_a_second_study_of_the_name_is_refused(
-    family: Path, finished: dict[str, Any], options: dict[str, Any]
+    once: Path, finished: dict[str, Any], options: dict[str, Any]
 ) -> None:
     with pytest.raises(StudyError, match="the study s exists; go on with `evomerge resume s`"):
-        loop.search(family / "study.yaml", "s", trials=None, seed=None, **options)
+        loop.search(once / "family/study.yaml", "s", trials=None, seed=None, **options)
 
 
 def test_a_second_process_is_refused(finished: dict[str, Any], options: dict[str, Any]) -> None:
@@ -140,8 +163,9 @@ def test_a_second_process_is_refused(finished: dict[str, Any], options: dict[str
 
 
 def test_changed_weights_are_refused(
-    family: Path, finished: dict[str, Any], options: dict[str, Any]
+    once: Path, finished: dict[str, Any], options: dict[str, Any]
 ) -> None:
+    family = once / "family"
     weights = family / "experts/sort/model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-3] ^= 1  # a low bit of the last number
@@ -154,9 +178,9 @@ def test_changed_weights_are_refused(
 
 
 def test_changed_items_are_refused(
-    family: Path, finished: dict[str, Any], options: dict[str, Any]
+    once: Path, finished: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    data = family / "tasks/sort.jsonl"
+    data = once / "family/tasks/sort.jsonl"
     lines = data.read_text().splitlines()
     data.write_text("\n".join(lines[1:] + lines[:1]))
     with pytest.raises(StudyError, match=r"the items of sort are not those that s began with"):

@@ -1,0 +1,234 @@
+"""Writing a merged model: shards, configuration, tokenizer files, whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from evomerge.checkpoints import ModelRef, open_checkpoint
+from evomerge.errors import CandidateError, CheckpointError, RecipeError
+from evomerge.merger import Merger
+from evomerge.merger import write as writing
+from evomerge.merger.write import write_model
+from tests.tiny_models import (
+    CONFIG,
+    PLACE,
+    base_weights,
+    expert_weights,
+    merged,
+    opened,
+    parsed,
+    recipe_of,
+    weights,
+    write_checkpoint,
+    write_family,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Path:
+    return write_family(tmp_path / "family", torch.bfloat16)
+
+
+def dare(folder: Path, **fields: Any) -> dict[str, Any]:
+    own = {"weight": [0.2, 0.9], "density": 0.3}
+    models = dict.fromkeys("abc", own)
+    return recipe_of(folder, "dare_ties", base_model="base", models=models, **fields)
+
+
+def write(data: dict[str, Any], out: Path, **options: Any) -> str:
+    return write_model(parsed(data), out, "test.yaml", device=CPU, **options)
+
+
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def test_the_digest_is_that_of_the_candidate_in_memory(family: Path, tmp_path: Path) -> None:
+    data = dare(family, out_dtype="bfloat16")
+    digest = write(data, tmp_path / "out")
+    merger = Merger(opened(family, "c", "base", "b", "a"), result_dtype="bfloat16")
+    in_memory = merger.materialize(parsed(data))
+    assert merger.digest() == digest
+    on_disk = read(tmp_path / "out")
+    assert set(on_disk) == set(in_memory)
+    assert all(torch.equal(on_disk[name], in_memory[name]) for name in on_disk)
+
+
+def test_shards(family: Path, tmp_path: Path) -> None:
+    data = dare(family, out_dtype="bfloat16")
+    steps: list[tuple[int, int]] = []
+    whole = write(data, tmp_path / "one")
+    split = write(
+        data, tmp_path / "many", shard_bytes=8000,
+        progress=lambda text, done, total: steps.append((done, total)),
+    )  # fmt: skip
+    assert split == whole
+    files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
+    assert len(files) >= 4
+    assert files[1] == f"model-00002-of-{len(files):05d}.safetensors"
+    assert steps == [(done, len(files)) for done in range(len(files) + 1)]
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    one = read(tmp_path / "one")
+    assert set(index["weight_map"]) == set(one)
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in one.values())
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(tmp_path / "many" / file)[name], one[name])
+    sizes = [(tmp_path / "many" / file).stat().st_size for file in files]
+    assert max(sizes) < 8000 + 2000  # with headers; a tensor larger than a shard stands alone
+    reopened = open_checkpoint(ModelRef(str(tmp_path / "many")), PLACE)
+    assert list(reopened.tensors) == sorted(one)
+
+
+def test_transformers_load_it(family: Path, tmp_path: Path) -> None:
+    data = dare(family, out_dtype="bfloat16")
+    write(data, tmp_path / "one")
+    write(data, tmp_path / "many", shard_bytes=8000)
+    expected = merged(data)
+    for name in ("one", "many"):
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert model.dtype == torch.bfloat16
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(tensor, expected[key]), key
+
+
+@pytest.mark.parametrize(
+    ("fields", "written"),
+    [({"out_dtype": "float16"}, "float16"), ({"dtype": "bfloat16"}, "bfloat16"), ({}, "float32"),
+     ({"dtype": None}, "bfloat16")],
+)  # fmt: skip
+def test_the_configuration_says_the_dtype_of_the_file(
+    family: Path, tmp_path: Path, fields: dict[str, Any], written: str
+) -> None:
+    write(dare(family, **fields), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == CONFIG | {"dtype": written}
+    assert {tensor.dtype for tensor in read(tmp_path / "out").values()} == {getattr(torch, written)}
+
+
+def test_an_older_configuration_keeps_its_spelling(family: Path, tmp_path: Path) -> None:
+    config = {key: value for key, value in CONFIG.items() if key != "dtype"}
+    (family / "base" / "config.json").write_text(json.dumps(config | {"torch_dtype": "float32"}))
+    write(dare(family, out_dtype="bfloat16"), tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert found["torch_dtype"] == "bfloat16"
+    assert "dtype" not in found
+
+
+def test_files_of_the_donor_are_carried(family: Path, tmp_path: Path) -> None:
+    (family / "base" / "tokenizer.json").write_text("{}")
+    (family / "base" / "chat_template.jinja").write_text("hi")
+    (family / "base" / "secret.txt").write_text("no")
+    (family / "a" / "merges.txt").write_text("of another model")
+    write(dare(family), tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "model.safetensors", "config.json", "README.md", "tokenizer.json", "chat_template.jinja",
+    }  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "dare_ties" in card
+    assert "arXiv:2311.03099" in card
+    assert parsed(dare(family)).to_yaml() in card
+
+
+def test_the_base_is_the_donor_also_where_it_is_not_merged(family: Path, tmp_path: Path) -> None:
+    (family / "c" / "tokenizer.json").write_text('"of c"')
+    models = dict.fromkeys("ab", {"weight": 1})
+    write(recipe_of(family, "linear", base_model="c", models=models), tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == '"of c"'
+
+
+def test_a_tied_head_is_left_to_the_tie(tmp_path: Path) -> None:
+    """Whether the inputs store it or not; transformers see one tensor."""
+    base = base_weights()
+    config = CONFIG | {"tie_word_embeddings": True}
+    headless = {name: one for name, one in base.items() if name != "lm_head.weight"}
+    stored = expert_weights(base, 0)
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"].clone()
+    write_checkpoint(tmp_path / "base", headless, config)
+    write_checkpoint(tmp_path / "a", stored, config)
+    for first, second in (("base", "a"), ("a", "base")):
+        data = recipe_of(tmp_path, "linear", models={first: {"weight": 1}, second: {"weight": 3}})
+        out = tmp_path / f"out_{first}"
+        write(data, out)
+        assert "lm_head.weight" not in read(out)
+        model = transformers.AutoModelForCausalLM.from_pretrained(out)
+        assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+def test_a_folder_that_exists_is_refused(family: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match="out exists already; choose another name"):
+        write(dare(family), tmp_path / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="link exists already"):
+        write(dare(family), tmp_path / "link")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def leftovers(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"family"}
+
+
+def test_failures_leave_nothing_behind(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zero = dict.fromkeys("ab", {"weight": [{"filter": "lm_head", "value": 1}, {"value": 0}]})
+    with pytest.raises(CandidateError, match="sum of 0"):
+        write(recipe_of(family, "linear", models=zero), tmp_path / "out", shard_bytes=100)
+    gaps = dict.fromkeys("ab", {"weight": [{"filter": "lm_head", "value": 1}]})
+    with pytest.raises(RecipeError, match="every tensor"):
+        write(recipe_of(family, "linear", models=gaps), tmp_path / "out")
+    assert leftovers(tmp_path) == set()
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for module, name in ((writing, "save_file"), (writing.shutil, "copyfile"), (os, "replace")):
+        (family / "base" / "tokenizer.json").write_text("{}")
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, full)
+            with pytest.raises(CheckpointError, match="No space left on device"):
+                write(dare(family), tmp_path / "out")
+        assert leftovers(tmp_path) == set()
+
+
+def test_a_killed_merge_leaves_no_folder_of_that_name(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: object, **options: object) -> None:
+        assert leftovers(tmp_path)
+        assert all(name.startswith(".out.partial-") for name in leftovers(tmp_path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing, "save_file", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write(dare(family), tmp_path / "out")
+    assert leftovers(tmp_path) == set()
+
+
+def test_a_place_that_cannot_be_written_is_named(family: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"cannot write .*/file/out: "):
+        write(dare(family), tmp_path / "file" / "out")
+
+
+def test_results_that_overflow_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_checkpoint(tmp_path / name, {"x": torch.full((4,), 60000.0)})
+    models = dict.fromkeys("ab", {"weight": 1})
+    data = recipe_of(tmp_path, "linear", models=models, parameters={"normalize": False})
+    with pytest.raises(CheckpointError, match="NaN or infinity in merged x"):
+        write(data | {"out_dtype": "float16"}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert weights(tmp_path, "a")["x"][0] == 60000
