@@ -159,7 +159,8 @@ def greedy(
                 and not finished(int(index), found[index])
             ]
             ids = best.unsqueeze(1)
-            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+            goes_on = np.isin(np.arange(len(batch)), running)[:, None]  # others count no further
+            mask = torch.cat([mask, _on(model, goes_on.astype(np.int64))], dim=1)
     return found
 
 

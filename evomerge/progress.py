@@ -33,7 +33,6 @@ class Bars:
         self._seconds: deque[float] = deque(maxlen=_RECENT)
 
     def __enter__(self) -> Bars:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -42,7 +41,8 @@ class Bars:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if self._tasks:
+            self._progress.stop()
 
     def stage(self, text: str, done: int, total: int) -> None:
         """Move the bar of a stage, named `title: detail` or `title`."""
@@ -65,6 +65,8 @@ class Bars:
         self._console.print(f"note: {text}", markup=False, highlight=False)
 
     def _move(self, title: str, done: int, total: int, detail: str) -> None:
+        if not self._tasks:
+            self._progress.start()
         if title not in self._tasks:
             self._tasks[title] = self._progress.add_task(title, total=total, detail=detail)
         self._progress.update(self._tasks[title], completed=done, total=total, detail=detail)

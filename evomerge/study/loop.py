@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evomerge import optimizers
-from evomerge.errors import CandidateError, Place, RecipeError, StudyError, StudyFileError
+from evomerge.errors import CandidateError, InputError, Place, StudyError, StudyFileError
 from evomerge.files import load_yaml
 from evomerge.fitness import Fitness, mean_correct, mean_scores
 from evomerge.genome import Genome, describe
@@ -106,7 +106,7 @@ class Run:
             recipe = self.checked.space.decode(values)
             scores = self.scorer.recipe(recipe, "search", exact=False)
             value = fitness.of(mean_scores(scores))
-        except (CandidateError, RecipeError) as problem:
+        except (CandidateError, InputError) as problem:
             self.store.finish(number, None, {"error": str(problem)})
             return None
         means, correct = mean_scores(scores), mean_correct(scores)

@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file
 
 from evomerge.checkpoints import ModelRef, open_checkpoint
-from evomerge.errors import CandidateError, CheckpointError, RecipeError
+from evomerge.errors import CandidateError, CheckpointError, InputError, RecipeError
 from evomerge.merger import Merger
 from evomerge.merger import write as writing
 from evomerge.merger.write import write_model
@@ -198,7 +198,7 @@ def test_failures_leave_nothing_behind(
         (family / "base" / "tokenizer.json").write_text("{}")
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
-            with pytest.raises(CheckpointError, match="No space left on device"):
+            with pytest.raises(InputError, match="No space left on device"):
                 write(dare(family), tmp_path / "out")
         assert leftovers(tmp_path) == set()
 

@@ -1,0 +1,290 @@
+"""Opening checkpoints: whatever is wrong with a folder is said in one sentence."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from evomerge.checkpoints import Checkpoint, ModelRef, check_alike, locate, open_checkpoint
+from evomerge.errors import CheckpointError, EvomergeError, InputError, Place
+from tests.tiny_models import (
+    CONFIG,
+    base_weights,
+    llama_shapes,
+    opened,
+    weights,
+    write_checkpoint,
+    write_family,
+)
+
+PLACE = Place("study.yaml", InputError, "models.base")
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Path:
+    return write_family(tmp_path / "family")
+
+
+def open_(folder: Path) -> Checkpoint:
+    return open_checkpoint(ModelRef(str(folder)), PLACE)
+
+
+def sharded(folder: Path, parts: int = 3) -> dict[str, Any]:
+    """Split a checkpoint's file into shards; returns the index."""
+    tensors = weights(folder.parent, folder.name)
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for part in range(parts):
+        file = f"model-{part + 1:05d}-of-{parts:05d}.safetensors"
+        members = {name: tensors[name] for name in list(tensors)[part::parts]}
+        save_file(members, folder / file)
+        weight_map.update(dict.fromkeys(members, file))
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return index
+
+
+def write_index(folder: Path, index: object) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_headers_are_read_without_torch(family: Path) -> None:
+    checkpoint = open_(family / "a")
+    assert {name: info.shape for name, info in checkpoint.tensors.items()} == llama_shapes()
+    assert list(checkpoint.tensors) == sorted(checkpoint.tensors)
+    assert {info.dtype for info in checkpoint.tensors.values()} == {"F32"}
+    assert checkpoint.config["hidden_size"] == 20
+    read = dict(checkpoint.read(checkpoint.tensors))
+    assert all(torch.equal(read[name], one) for name, one in weights(family, "a").items())
+
+
+def test_shards_are_read_as_one_file(family: Path) -> None:
+    whole = weights(family, "a")
+    sharded(family / "a")
+    checkpoint = open_(family / "a")
+    assert check_alike([open_(family / "base"), checkpoint]) == tuple(sorted(whole))
+    read = dict(checkpoint.read(reversed(sorted(whole))))
+    assert all(torch.equal(read[name], one) for name, one in whole.items())
+
+
+def test_a_single_file_goes_before_an_index(family: Path) -> None:
+    """As transformers have it: a stale index beside the file says nothing."""
+    write_index(family / "a", {"weight_map": {"x": "gone.safetensors"}})
+    assert "lm_head.weight" in open_(family / "a").tensors
+
+
+def test_tensors_are_read_lazily(family: Path) -> None:
+    checkpoint = open_(family / "a")
+    (family / "a" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="cannot read the tensors of"):
+        dict(checkpoint.read(["lm_head.weight"]))
+
+
+class TestDamage:
+    @pytest.mark.parametrize("keep", [0, 4, 8, 40, 5000, -1])
+    def test_truncated(self, family: Path, keep: int) -> None:
+        file = family / "a" / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:keep])
+        self.refused(family / "a", r"expected a whole safetensors file, got .* in .*safetensors")
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"PK\x03\x04", struct.pack("<Q", 2**62) + b"{}", struct.pack("<Q", 2) + b"[]"]
+    )
+    def test_not_safetensors(self, family: Path, content: bytes) -> None:
+        (family / "a" / "model.safetensors").write_bytes(content)
+        self.refused(family / "a", "expected a whole safetensors file")
+
+    def test_missing_shard(self, family: Path) -> None:
+        sharded(family / "a")
+        (family / "a" / "model-00002-of-00003.safetensors").unlink()
+        self.refused(family / "a", "the shard model-00002-of-00003.safetensors that .* is missing")
+
+    @pytest.mark.parametrize(
+        "name", ["../a.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "x.bin", 7, None, []]
+    )
+    def test_index_names_something_else(self, family: Path, name: object) -> None:
+        (family / "a.safetensors").write_bytes((family / "a/model.safetensors").read_bytes())
+        index = sharded(family / "a")
+        index["weight_map"]["lm_head.weight"] = name
+        write_index(family / "a", index)
+        self.refused(family / "a", "expected a safetensors file beside .* for lm_head.weight")
+
+    def test_index_places_a_tensor_in_the_wrong_file(self, family: Path) -> None:
+        index = sharded(family / "a")
+        file = index["weight_map"]["lm_head.weight"]
+        other = next(one for one in index["weight_map"].values() if one != file)
+        index["weight_map"]["lm_head.weight"] = other
+        write_index(family / "a", index)
+        self.refused(family / "a", f"places lm_head.weight in {other}, but {file} holds it")
+
+    def test_index_lists_what_no_file_holds(self, family: Path) -> None:
+        index = sharded(family / "a")
+        index["weight_map"]["ghost.weight"] = "model-00001-of-00003.safetensors"
+        write_index(family / "a", index)
+        self.refused(family / "a", "places ghost.weight in .*, which does not hold it")
+
+    def test_index_leaves_a_tensor_out(self, family: Path) -> None:
+        index = sharded(family / "a")
+        del index["weight_map"]["lm_head.weight"]
+        write_index(family / "a", index)
+        self.refused(family / "a", "places lm_head.weight in no file, but .* holds it")
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"weight_map": {}}', "\x00", "[" * 9999])
+    def test_broken_index(self, family: Path, content: str) -> None:
+        sharded(family / "a")
+        (family / "a" / "model.safetensors.index.json").write_text(content)
+        self.refused(family / "a", "expected (JSON|a JSON object|a weight_map)")
+
+    @pytest.mark.parametrize("content", [None, b"", b"{}", b"[1]", b"{'a': 1}", b"\xff\xfe"])
+    def test_broken_configuration(self, family: Path, content: bytes | None) -> None:
+        path = family / "a" / "config.json"
+        path.unlink() if content is None else path.write_bytes(content)
+        self.refused(family / "a", "config")
+
+    def test_no_checkpoint(self, family: Path, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        self.refused(tmp_path / "empty", "expected model.safetensors or .*index.json in .*/empty")
+        (family / "a" / "model.safetensors").rename(family / "a" / "pytorch_model.bin")
+        self.refused(family / "a", "only safetensors checkpoints are read")
+
+    def test_no_tensors(self, family: Path) -> None:
+        save_file({}, family / "a" / "model.safetensors")
+        self.refused(family / "a", "expected tensors, got none")
+
+    def refused(self, folder: Path, words: str) -> None:
+        with pytest.raises(EvomergeError, match=words) as caught:
+            open_(folder)
+        assert "\n" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+class TestLocate:
+    def test_a_file_is_no_model(self, family: Path) -> None:
+        file = family / "a" / "model.safetensors"
+        with pytest.raises(InputError, match=r"expected a folder .* at models.base in study.yaml"):
+            locate(ModelRef(str(file)), PLACE)
+
+    def test_a_missing_folder(self) -> None:
+        with pytest.raises(InputError, match=r"got ./no/such, which does not exist at models.base"):
+            locate(ModelRef("./no/such"), PLACE)
+
+    def test_a_folder_has_no_revision(self, family: Path) -> None:
+        with pytest.raises(InputError, match="expected a folder without a revision"):
+            locate(ModelRef(str(family / "a"), "main"), PLACE)
+
+    @pytest.mark.parametrize("path", ["org/model", "model", ".x--y", "a" * 96])
+    def test_the_hub_is_out_of_reach(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(InputError, match="the Hub gave none at models.base in study.yaml") as e:
+            locate(ModelRef(path), PLACE)
+        assert "\n" not in str(e.value)
+
+    @pytest.mark.parametrize("path", ["~nobody-is-called-this", "a\0b", "x" * 5000, "a b", "ü/ü/ü"])
+    def test_odd_names(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        with pytest.raises(InputError):
+            locate(ModelRef(path), PLACE)
+        assert ModelRef(path).resolved(Path("/tmp")) == ModelRef(path)
+
+    def test_the_home_folder(self, family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(family))
+        assert locate(ModelRef("~/a"), PLACE) == (family / "a").resolve()
+
+
+class TestModelRef:
+    def test_forms(self, family: Path) -> None:
+        assert ModelRef.parse(" org/name ", PLACE) == ModelRef("org/name")
+        assert ModelRef.parse("org/name@v1", PLACE) == ModelRef("org/name", "v1")
+        assert str(ModelRef("org/name", "v1")) == "org/name@v1"
+        odd = family / "b@2+c"
+        odd.mkdir()
+        assert ModelRef.parse(str(odd), PLACE) == ModelRef(str(odd))
+
+    @pytest.mark.parametrize("bad", ["", "  ", "@v1", "org/name@", None, 3, ["a"], {"a": 1}, True])
+    def test_refused(self, bad: object) -> None:
+        with pytest.raises(InputError, match="at models.base in study.yaml"):
+            ModelRef.parse(bad, PLACE)
+
+    def test_adapters_are_refused_in_words(self) -> None:
+        with pytest.raises(InputError, match=r"expected a model without an adapter.*merge the adap"):
+            ModelRef.parse("org/base+org/lora", PLACE)
+
+    def test_resolved_against_a_folder(self, family: Path) -> None:
+        assert ModelRef("a").resolved(family) == ModelRef(str((family / "a").resolve()))
+        assert ModelRef("nothing").resolved(family) == ModelRef("nothing")
+        assert ModelRef("a", "v1").resolved(family) == ModelRef("a", "v1")
+        loop = family / "loop"
+        loop.symlink_to(loop)
+        assert ModelRef("loop").resolved(family) == ModelRef("loop")
+
+
+class TestAlike:
+    def test_missing_tensors_name_both(self, family: Path) -> None:
+        tensors = weights(family, "a")
+        del tensors["model.norm.weight"]
+        write_checkpoint(family / "a", tensors)
+        words = f"got model.norm.weight in {family}/base and not in {family}/a"
+        for order in (("base", "a"), ("a", "base")):
+            with pytest.raises(CheckpointError, match=words):
+                check_alike(opened(family, *order))
+
+    def test_other_shapes_name_both(self, family: Path) -> None:
+        tensors = weights(family, "a") | {"model.norm.weight": torch.ones(21)}
+        write_checkpoint(family / "a", tensors)
+        words = rf"one shape for model.norm.weight, got \[20\] in {family}/base and \[21\] in .*/a"
+        with pytest.raises(CheckpointError, match=words):
+            check_alike(opened(family, "base", "b", "a"))
+
+    def test_numbers_against_integers(self, family: Path) -> None:
+        tensors = weights(family, "a") | {"model.norm.weight": torch.ones(20, dtype=torch.int64)}
+        write_checkpoint(family / "a", tensors)
+        with pytest.raises(CheckpointError, match=r"got F32 in .*/base and I64 in .*/a"):
+            check_alike(opened(family, "base", "a"))
+
+    def test_quantized_models(self, family: Path) -> None:
+        tensors = weights(family, "a")
+        eight = tensors["lm_head.weight"].to(torch.float8_e4m3fn)
+        write_checkpoint(family / "a", tensors | {"lm_head.weight": eight})
+        with pytest.raises(CheckpointError, match=r"got F8_E4M3 for lm_head.weight in .*/a"):
+            check_alike(opened(family, "base", "a"))
+        config = CONFIG | {"quantization_config": {"quant_method": "gptq"}}
+        write_checkpoint(family / "b", tensors, config)
+        with pytest.raises(CheckpointError, match=r"got quantization_config in .*/b"):
+            check_alike(opened(family, "base", "b"))
+
+    @pytest.mark.parametrize("order", [("base", "a"), ("a", "base")])
+    @pytest.mark.parametrize(
+        ("says", "has_head", "other_says", "other_has_head", "outcome"),
+        [
+            (True, False, True, True, "tied"),
+            (True, True, True, True, "tied"),
+            (None, False, None, True, "tied"),  # a default that configurations leave out
+            (True, False, None, True, "tied"),
+            (False, True, None, True, "untied"),
+            (None, True, None, True, "untied"),
+            (True, False, False, True, "refused"),
+            (None, False, False, True, "refused"),
+            (None, False, None, False, "none"),
+        ],
+    )
+    def test_tied_heads(
+        self, tmp_path: Path, order: tuple[str, str], says: bool | None, has_head: bool,
+        other_says: bool | None, other_has_head: bool, outcome: str,
+    ) -> None:  # fmt: skip
+        model = base_weights()
+        for name, said, head in (("base", says, has_head), ("a", other_says, other_has_head)):
+            config = {key: value for key, value in CONFIG.items() if key != "tie_word_embeddings"}
+            if said is not None:
+                config["tie_word_embeddings"] = said
+            tensors = {key: one for key, one in model.items() if head or key != "lm_head.weight"}
+            write_checkpoint(tmp_path / name, tensors, config)
+        checkpoints = opened(tmp_path, *order)
+        if outcome == "refused":
+            with pytest.raises(CheckpointError, match=r"got a tie in .*/base and none in .*/a;"):
+                check_alike(checkpoints)
+        else:
+            assert ("lm_head.weight" in check_alike(checkpoints)) == (outcome == "untied")

@@ -1,0 +1,276 @@
+"""Teacher forcing and greedy decoding against plain forward passes and transformers' generate."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evomerge import decoding
+from evomerge.decoding import Forced, TokenSequence, greedy, teacher_force
+from evomerge.errors import DataError
+from evomerge.models import Ensemble, LanguageModel, load_tokenizer
+from tests.architectures import CONFIGS, VOCABULARY, live, reference, save_random
+
+CPU = torch.device("cpu")
+
+
+def ragged(count: int = 40, longest: int = 30, seed: int = 0) -> list[TokenSequence]:
+    """Random sequences of 2 to `longest` tokens, some scored but for their first token."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for length in generator.integers(2, longest + 1, size=count):
+        ids = tuple(generator.integers(0, VOCABULARY, size=length).tolist())
+        found.append(TokenSequence(ids, int(generator.integers(1, length))))
+    return found
+
+
+def one_by_one(model: torch.nn.Module, sequence: TokenSequence) -> tuple[torch.Tensor, ...]:
+    """Log-probability, margin and choice of the scored tokens by the book, without padding."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([sequence.ids])).logits[0].double()
+    rows = []
+    first = len(sequence.ids) - sequence.scored
+    for position, gold in enumerate(sequence.target, start=first):
+        here = logits[position - 1]
+        others = torch.cat([here[:gold], here[gold + 1 :]])
+        rows.append((torch.log_softmax(here, 0)[gold], here[gold] - others.max(), here.argmax()))
+    return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+
+
+def parts(forced: Forced, values: np.ndarray) -> list[np.ndarray]:
+    return np.split(values, forced.starts[1:-1])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_forced_numbers_are_those_of_plain_forward_passes(name: str, tmp_path: Path) -> None:
+    model, plain = live(save_random(tmp_path, name)), reference(tmp_path)
+    sequences = ragged()
+    forced = teacher_force(model, sequences)
+    assert forced.starts.tolist() == np.cumsum([0, *(one.scored for one in sequences)]).tolist()
+    for index, sequence in enumerate(sequences):
+        log_probability, margin, choice = one_by_one(plain, sequence)
+        mine = slice(*forced.starts[index : index + 2])
+        assert forced.log_probability[mine] == pytest.approx(log_probability, abs=1e-5)
+        assert forced.margin[mine] == pytest.approx(margin, abs=2e-5)
+        assert forced.choice[mine].tolist() == choice.tolist()
+
+
+def test_sums_and_least_margins() -> None:
+    forced = Forced(
+        np.array([0, 2, 3]),
+        np.array([-1, -2, -4], np.float32),
+        np.array([3, -1, 2], np.float32),
+        np.array([5, 6, 7]),
+    )
+    assert forced.least_margin().tolist() == [-1, 2]
+    assert forced.total(forced.log_probability).tolist() == [-3, -4]
+    assert forced.total(forced.margin > 0).tolist() == [1, 1]
+
+
+def test_the_same_call_gives_the_same_bits(tmp_path: Path) -> None:
+    model = live(save_random(tmp_path, "llama"))
+    sequences = ragged(200)
+    first, second = teacher_force(model, sequences), teacher_force(model, sequences)
+    for name in ("log_probability", "margin", "choice"):
+        assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
+
+
+_SCRIPT = """
+import sys, hashlib
+from pathlib import Path
+from evomerge.decoding import teacher_force
+from tests.architectures import live
+from tests.test_decoding import ragged
+forced = teacher_force(live(Path(sys.argv[1])), ragged(200))
+print(hashlib.sha256(forced.margin.tobytes() + forced.log_probability.tobytes()).hexdigest())
+"""
+
+
+def test_every_process_gives_the_same_bits(tmp_path: Path) -> None:
+    save_random(tmp_path, "llama")
+    command = [sys.executable, "-c", _SCRIPT, str(tmp_path)]
+    root = Path(__file__).parent.parent
+    found = {
+        subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    assert len(found) == 1
+
+
+def test_neither_order_nor_company_nor_batches_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = live(save_random(tmp_path, "gemma2"))
+    sequences = ragged(60)
+    forced = teacher_force(model, sequences)
+    expected = parts(forced, forced.margin)
+
+    def check(indices: Sequence[int]) -> None:
+        again = teacher_force(model, [sequences[index] for index in indices])
+        for index, margins in zip(indices, parts(again, again.margin), strict=True):
+            assert margins == pytest.approx(expected[index], abs=1e-5)
+
+    check(np.random.default_rng(1).permutation(60).tolist())
+    check([7, 7, 3])
+    check([59])
+    for tokens in (1, 64, 10**6):
+        monkeypatch.setattr(decoding, "_CPU_TOKENS", tokens)
+        check(range(60))
+
+
+def test_chunks_of_logits_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = live(save_random(tmp_path, "llama"))
+    sequences = ragged()
+    whole = teacher_force(model, sequences)
+    monkeypatch.setattr(decoding, "_CHUNK", 3 * VOCABULARY)
+    chunked = teacher_force(model, sequences)
+    assert chunked.margin.tobytes() == whole.margin.tobytes()
+    assert chunked.log_probability.tobytes() == whole.log_probability.tobytes()
+
+
+@dataclass
+class Counting:
+    """A model of a large vocabulary that counts what it is asked for; every logit is 0 but one."""
+
+    device: torch.device = CPU
+    vocabulary: int = 150_000
+    context: int | None = None
+    asked: list[int] = field(default_factory=list)
+
+    def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        self.asked.append(len(ids) * keep * self.vocabulary)
+        found = torch.zeros((1, 1, 1), dtype=torch.bfloat16).expand(len(ids), keep, self.vocabulary)
+        return found.clone() if self.vocabulary < 100 else found
+
+    def step(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: object
+    ) -> tuple[torch.Tensor, object]:
+        raise NotImplementedError
+
+
+def test_a_large_vocabulary_is_taken_in_small_batches() -> None:
+    model: LanguageModel = Counting()
+    sequences = [TokenSequence((0,) * 40, 30), *(TokenSequence((0,) * 9, 4) for _ in range(300))]
+    teacher_force(model, sequences)
+    assert isinstance(model, Counting)
+    assert max(model.asked) <= 1 << 26  # 128 MiB in bfloat16
+    assert len(model.asked) == 6
+
+
+def test_a_tie_goes_to_the_lower_token_as_argmax_has_it() -> None:
+    forced = teacher_force(Counting(vocabulary=50), [TokenSequence((3, 0, 9), 2)])
+    assert forced.choice.tolist() == [0, 0]
+    assert forced.margin.tolist() == [0, 0]
+    assert forced.log_probability == pytest.approx([-np.log(50)] * 2)
+
+
+@dataclass
+class Broken(Counting):
+    """A model whose logits are not numbers."""
+
+    def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        return torch.full((len(ids), keep, self.vocabulary), float("nan"))
+
+
+def test_nan_stays_nan() -> None:
+    forced = teacher_force(Broken(vocabulary=50), [TokenSequence((3, 0, 9), 2)])
+    assert np.isnan(forced.margin).all()
+    assert np.isnan(forced.log_probability).all()
+
+
+def test_too_long_for_the_context() -> None:
+    with pytest.raises(DataError, match="at most 64 tokens, the context of the models, got one of 65"):
+        teacher_force(Counting(context=64), [TokenSequence((1,) * 65, 1)])
+    with pytest.raises(DataError, match="got one of 65"):
+        greedy(Counting(context=64), [(1,) * 64], [5], lambda _, tokens: False)
+
+
+def test_a_token_beyond_the_vocabulary() -> None:
+    with pytest.raises(DataError, match="among the 50 of the model, got token 50; the base model's"):
+        teacher_force(Counting(vocabulary=50), [TokenSequence((1, 50, 2), 1)])
+
+
+def generated(
+    model: torch.nn.Module, prompt: tuple[int, ...], most: int, eos: int | None
+) -> list[int]:
+    ids = torch.tensor([prompt])
+    found = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=most,
+        eos_token_id=eos,
+        pad_token_id=0,
+        use_cache=False,
+    )
+    return found[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_is_generate(name: str, tmp_path: Path) -> None:
+    model, plain = live(save_random(tmp_path, name)), reference(tmp_path)
+    prompts = [one.ids for one in ragged(25, longest=20, seed=3)]
+    most = [1 + index % 12 for index in range(25)]
+    free = greedy(model, prompts, most, lambda _, tokens: False)
+    expected = [generated(plain, *one, None) for one in zip(prompts, most, strict=True)]
+    assert free == expected
+    tokens, counts = np.unique(np.concatenate(free), return_counts=True)
+    end = int(tokens[counts.argmax()])
+    ended = greedy(model, prompts, most, lambda _, tokens: tokens[-1] == end)
+    assert ended == [generated(plain, *one, end) for one in zip(prompts, most, strict=True)]
+    assert sum(map(len, ended)) < sum(map(len, free))
+
+
+def test_greedy_stops_at_the_end_of_the_context(tmp_path: Path) -> None:
+    model = live(save_random(tmp_path, "gpt2"))
+    found = greedy(model, [(1,) * 60, (1,) * 3], [10, 10], lambda _, tokens: False)
+    assert list(map(len, found)) == [4, 10]
+    assert greedy(model, [], [], lambda _, tokens: False) == []
+
+
+def test_greedy_of_an_ensemble_is_its_most_probable_token(tmp_path: Path) -> None:
+    folders = [save_random(tmp_path / str(seed), "llama", seed) for seed in range(2)]
+    ensemble = Ensemble([live(folder) for folder in folders])
+    plain = [reference(folder) for folder in folders]
+    prompts = [one.ids for one in ragged(6, longest=9)]
+    for prompt, found in zip(
+        prompts, greedy(ensemble, prompts, [5] * 6, lambda _, tokens: False), strict=True
+    ):
+        ids = list(prompt)
+        for _ in range(5):
+            with torch.inference_mode():
+                each = [one(torch.tensor([ids])).logits[0, -1].softmax(0) for one in plain]
+            ids.append(int((each[0] + each[1]).argmax()))
+        assert found == ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("expert", ["sort", "reverse", "caesar"])
+def test_margins_above_zero_are_right_answers(expert: str, trained_family: Path) -> None:
+    """On trained models: all margins positive, if and only if greedy decoding gives the target."""
+    model = live(trained_family / "experts" / expert)
+    tokenizer = load_tokenizer(trained_family / "base")
+    prompts, sequences = [], []
+    lines = (trained_family / "tasks" / f"{expert}.jsonl").read_text().splitlines()[:300]
+    for index, row in enumerate(map(json.loads, lines)):
+        given = index % 6  # letters of the answer that the prompt holds, for weak models
+        question, answer = row["question"] + row["answer"][:given], row["answer"][given:]
+        ids = tuple(tokenizer(question)["input_ids"])
+        target = (*tokenizer(answer)["input_ids"], tokenizer.eos_token_id)
+        prompts.append(ids)
+        sequences.append(TokenSequence(ids + target, len(target)))
+    forced = teacher_force(model, sequences)
+    right = forced.least_margin() > 0
+    found = greedy(model, prompts, [7] * 300, lambda _, tokens: tokens[-1] == tokenizer.eos_token_id)
+    assert right.tolist() == [
+        tuple(tokens) == one.target for tokens, one in zip(found, sequences, strict=True)
+    ]
+    assert 0 < right.sum() < 300  # of both kinds, or the test shows nothing
+    for one, tokens, choice in zip(sequences, found, parts(forced, forced.choice), strict=True):
+        agree = int(np.argmin([*(choice == one.target), False]))
+        assert tokens[: agree + 1] == choice[: agree + 1].tolist()

@@ -1,0 +1,150 @@
+"""YAML that says what is wrong with it, and files written whole or not at all."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evomerge.errors import EvomergeError, InputError, RecipeError
+from evomerge.files import dump_yaml, load_yaml, whole_folder, write_json, write_text
+
+
+def load(tmp_path: Path, text: str) -> object:
+    path = tmp_path / "in.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    return load_yaml(path, RecipeError)
+
+
+class TestYaml:
+    def test_plain_data(self, tmp_path: Path) -> None:
+        text = "a: 1\nb: [1.5, true, null, x]\nc: {d: 1e-5, e: 1.0e-5, f: on}\n"
+        assert load(tmp_path, text) == {
+            "a": 1, "b": [1.5, True, None, "x"], "c": {"d": "1e-5", "e": 1e-5, "f": True},
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("a: 1\nb: 2\na: 3\n", "the key 'a' twice at line 3, column 1 of"),
+            ("a: {x: 1, y: 2, x: 3}\n", "the key 'x' twice at line 1, column 17 of"),
+            ("1: a\n1: b\n", "the key 1 twice at line 2"),
+            ("a: [1, 2\nb: 3\n", "line 2, column 2 of"),
+            ("a: 1\n\tb: 2\n", "line 2, column 1 of"),
+            ("a: b: c\n", "line 1, column 5 of"),
+            ("? [1, 2]\n: 3\n", "a list or mapping as a key at line 1"),
+            ("? {a: 1}\n: 3\n", "a list or mapping as a key at line 1"),
+            ("? !!set {a}\n: 3\n", "a list or mapping as a key at line 1"),
+            ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+            ("a: *nowhere\n", "undefined alias"),
+            ("a: !!bool maybe\n", "expected YAML, got 'maybe' in"),
+            ("a: !!int ''\n", "expected YAML, got"),
+            ("a: !!timestamp soon\n", "expected YAML, got"),
+            ("a: 2024-99-99\n", "month must be in 1..12"),
+            ("a: !!binary é\n", "expected YAML, got"),
+            ("a: 1\n---\nb: 2\n", "another document at line 2"),
+            ("[" * 5000, "expected YAML, got"),
+            ("a: \x07\n", "expected YAML, got"),
+            ("%YAML 9.9\n---\na", "found incompatible YAML document"),
+        ],
+    )
+    def test_broken(self, tmp_path: Path, text: str, words: str) -> None:
+        with pytest.raises(RecipeError) as caught:
+            load(tmp_path, text)
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert "in.yaml" in str(caught.value)
+
+    def test_odd_values_are_plain_data(self, tmp_path: Path) -> None:
+        found = load(tmp_path, "a: 2024-01-02\nb: &x [1, *x]\nc: !!set {k}\nd: .nan\n? ~\n: 1\n")
+        assert isinstance(found, dict)
+        assert found["a"] == datetime.date(2024, 1, 2)
+        assert found["b"][1] is found["b"]
+        assert None in found
+
+    def test_files_that_cannot_be_read(self, tmp_path: Path) -> None:
+        for path, words in (
+            (tmp_path / "no.yaml", f"there is no file {tmp_path}/no.yaml"),
+            (tmp_path, f"expected a file, got the folder {tmp_path}"),
+            (tmp_path / ("x" * 3000), "cannot read"),
+            (tmp_path / "a\0b", "cannot read"),
+        ):
+            with pytest.raises(RecipeError) as caught:
+                load_yaml(path, RecipeError)
+            assert words in str(caught.value)
+        (tmp_path / "bytes.yaml").write_bytes(b"a: \xff\xfe")
+        with pytest.raises(RecipeError, match="expected a UTF-8 text file"):
+            load_yaml(tmp_path / "bytes.yaml", RecipeError)
+
+    def test_dumping_keeps_order_and_every_bit(self) -> None:
+        shared = [0.1 + 0.2, 1e-5, 1, True]
+        data = {"z": shared, "a": [{"filter": "x", "value": shared}], "s": "é: 'q'"}
+        text = dump_yaml(data)
+        assert yaml.safe_load(text) == data
+        assert text.splitlines()[0] == "z: [0.30000000000000004, 1.0e-05, 1, true]"
+        assert "&" not in text
+        assert "é" in text
+
+
+class TestWriting:
+    def test_text_and_json(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "file.json"
+        write_json(path, {"é": [1, 2]})
+        assert path.read_text() == '{\n  "é": [\n    1,\n    2\n  ]\n}\n'
+        write_text(path, "second")
+        assert path.read_text() == "second"
+        assert [one.name for one in path.parent.iterdir()] == ["file.json"]
+        assert path.stat().st_mode & 0o044 == 0o044
+
+    def test_an_interrupted_write_leaves_the_old_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "file"
+        write_text(path, "old")
+
+        def stopped(handle: int) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("os.fsync", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            write_text(path, "new")
+        assert path.read_text() == "old"
+        assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+    def test_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(InputError, match=r"cannot write .*/file/x: "):
+            write_text(tmp_path / "file" / "x", "text")
+
+
+class TestWholeFolder:
+    def test_it_appears_at_the_end(self, tmp_path: Path) -> None:
+        target = tmp_path / "deep" / "out"
+        with whole_folder(target, InputError) as folder:
+            (folder / "file").write_text("x")
+            assert not target.exists()
+        assert (target / "file").read_text() == "x"
+        assert target.stat().st_mode & 0o055 == 0o055
+
+    @pytest.mark.parametrize("problem", [EvomergeError("x"), KeyboardInterrupt(), OSError(5, "io")])
+    def test_nothing_is_left_of_a_failure(self, tmp_path: Path, problem: BaseException) -> None:
+        def fail() -> None:
+            with whole_folder(tmp_path / "out", InputError) as folder:
+                (folder / "file").write_text("x")
+                raise problem
+
+        wanted = InputError if isinstance(problem, OSError) else type(problem)
+        with pytest.raises(wanted):
+            fail()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_what_exists_is_never_replaced(self, tmp_path: Path) -> None:
+        def slow() -> None:
+            with whole_folder(tmp_path / "out", InputError):
+                (tmp_path / "out").mkdir()
+                (tmp_path / "out" / "mine").write_text("x")
+
+        with pytest.raises(InputError, match="exists already"):
+            slow()
+        assert [one.name for one in tmp_path.iterdir()] == ["out"]
+        assert (tmp_path / "out" / "mine").read_text() == "x"
