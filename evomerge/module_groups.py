@@ -104,17 +104,32 @@ class Filter:
 def filters(groups: Mapping[str, Sequence[str]]) -> list[Filter]:
     """Return filters, to be tried in order, that give every tensor its group.
 
-    They are substrings of names, as short as whole components allow; the largest group takes what
-    the others leave. Embeddings outside the layers take the start of a curve, all else its end.
+    They are substrings of names, as short as whole components allow; where that is enough, one
+    group takes what the others leave. Embeddings outside the layers take the start of a curve, all
+    else its end.
     """
     group_by_name = {name: group for group, names in groups.items() for name in names}
     if len(groups) == 1 and not _outside(group_by_name):
         return [Filter(None, next(iter(groups)))]
-    for shortest in (True, False):
-        found = _compact(group_by_name) if shortest else _one_each(group_by_name)
-        if all(_chosen(found, name) == want for name, want in _wanted(group_by_name).items()):
+    wanted = _wanted(group_by_name)
+    heads = _heads(group_by_name)
+    rest = max(heads.values(), key=list(heads.values()).count, default=None)
+    for named in (
+        {text: group for text, group in heads.items() if group != rest},
+        heads,  # post_attention_layernorm needs a filter, where attention is one
+    ):
+        found = _sorted(
+            [Filter(name, *want) for name, want in wanted.items() if want[1] is not None]
+            + [Filter(text, group) for text, group in named.items()]
+        ) + ([] if rest is None else [Filter(None, rest)])
+        if all(_chosen(found, name) == want for name, want in wanted.items()):
             return found
-    raise AssertionError("filters that name every tensor must select it")
+    return _sorted([Filter(name, *want) for name, want in wanted.items()])
+
+
+def _sorted(found: Sequence[Filter]) -> list[Filter]:
+    """Put long filters first, of which shorter ones may be part."""
+    return sorted(found, key=lambda item: (-len(item.text or ""), item.text or ""))
 
 
 def _outside(group_by_name: Mapping[str, str]) -> list[str]:
@@ -141,33 +156,22 @@ def _chosen(found: Sequence[Filter], name: str) -> tuple[str, int | None] | None
     return None
 
 
-def _compact(group_by_name: Mapping[str, str]) -> list[Filter]:
-    outside = _outside(group_by_name)
-    tails: dict[str, str] = {}
-    for name, group in group_by_name.items():
-        if name not in outside:
-            tails[re.sub(r"^.*?\.\d+\.", "", name)] = group
-    chosen: dict[str, str] = {}
+def _heads(group_by_name: Mapping[str, str]) -> dict[str, str]:
+    """Return the shortest beginnings of names, after the layer's number, that tell groups apart."""
+    outside = set(_outside(group_by_name))
+    tails = {
+        re.sub(r"^.*?\.\d+\.", "", name): group
+        for name, group in group_by_name.items()
+        if name not in outside
+    }
+    heads: dict[str, str] = {}
     for tail, group in tails.items():
         parts = tail.split(".")
         for length in range(1, len(parts) + 1):
             head = ".".join(parts[:length])
-            members = {g for t, g in tails.items() if t == head or t.startswith(head + ".")}
-            if len(members) == 1:
-                chosen[head] = group
+            if head in heads:
                 break
-    if not chosen:
-        return _one_each(group_by_name)
-    counts = {group: list(chosen.values()).count(group) for group in chosen.values()}
-    rest = max(counts, key=lambda group: counts[group])
-    named = [Filter(name, group_by_name[name], _end(name)) for name in outside]
-    named += [Filter(text, group) for text, group in chosen.items() if group != rest]
-    named.sort(key=lambda item: -len(item.text or ""))
-    return [*named, Filter(None, rest)]
-
-
-def _one_each(group_by_name: Mapping[str, str]) -> list[Filter]:
-    wanted = _wanted(group_by_name)
-    return [
-        Filter(name, *wanted[name]) for name in sorted(wanted, key=lambda name: (-len(name), name))
-    ]
+            if len({g for t, g in tails.items() if f"{t}.".startswith(f"{head}.")}) == 1:
+                heads[head] = group
+                break
+    return heads

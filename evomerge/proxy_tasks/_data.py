@@ -43,7 +43,8 @@ def _json_object(line: str, where: str) -> Row:
     except (ValueError, RecursionError) as problem:  # beyond Python's limits
         raise DataError(f"expected a JSON object, got {problem} at {where}") from None
     if not isinstance(row, dict):
-        raise DataError(f"expected a JSON object, got a {type(row).__name__} at {where}")
+        found = "a list" if isinstance(row, list) else line.strip()[:60]
+        raise DataError(f"expected a JSON object, got {found} at {where}")
     return row
 
 

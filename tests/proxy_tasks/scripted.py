@@ -1,0 +1,56 @@
+"""A language model whose next-token logits are a function of the tokens so far."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+Rule = Callable[[tuple[int, ...]], dict[int, float]]
+
+
+@dataclass
+class Scripted:
+    """`rule` maps the tokens so far to the logits that are not 0."""
+
+    rule: Rule
+    vocabulary: int
+    context: int | None = None
+    device: torch.device = torch.device("cpu")
+    steps: int = 0  # of greedy decoding
+
+    def _after(self, tokens: list[int]) -> torch.Tensor:
+        found = torch.zeros(self.vocabulary)
+        for token, logit in self.rule(tuple(tokens)).items():
+            found[token] = logit
+        return found
+
+    def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+        width = ids.shape[1]
+        rows = [
+            torch.stack([self._after(row[: end + 1]) for end in range(width - keep, width)])
+            for row in ids.tolist()
+        ]
+        return torch.stack(rows)
+
+    def step(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: object
+    ) -> tuple[torch.Tensor, object]:
+        self.steps += 1
+        seen = ids if cache is None else torch.cat([cache, ids], dim=1)
+        rows = [
+            [token for token, real in zip(*row, strict=True) if real]
+            for row in zip(seen.tolist(), mask.tolist(), strict=True)
+        ]
+        return torch.stack([self._after(row) for row in rows]), seen
+
+
+def saying(prompt: tuple[int, ...], text: tuple[int, ...], sure: float = 3.0) -> Rule:
+    """Return the rule of a model that continues a prompt with a text, then with token 0."""
+
+    def rule(tokens: tuple[int, ...]) -> dict[int, float]:
+        whole = prompt + text
+        if tokens != whole[: len(tokens)] or len(tokens) < len(prompt):
+            return {0: sure}
+        return {whole[len(tokens)] if len(tokens) < len(whole) else 0: sure}
+
+    return rule

@@ -1,0 +1,199 @@
+"""Generation: margins by hand, exact match as a user would measure it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from evomerge.errors import DataError, EvomergeError, Place
+from evomerge.models import load_tokenizer
+from evomerge.proxy_tasks import generation
+from evomerge.proxy_tasks._data import read_rows
+from evomerge.proxy_tasks.generation import Example, Settings, Task, render
+from tests.architectures import byte_level_tokenizer, live, reference
+from tests.proxy_tasks.scripted import Scripted, saying
+
+PLACE = Place("study.yaml", DataError, "tasks.sums")
+TOKENIZER = byte_level_tokenizer("the sum of 40 and 2 is 42.\nso it is 42, the answer is 42.\n" * 9)
+EVERY = len(TOKENIZER)
+
+
+def settings(**given: Any) -> Settings:
+    return Settings(kind="generation", data="x", prompt="{q}", answer="{a}", **given)
+
+
+def task(asked: Settings, *examples: Example) -> Task:
+    return Task(asked, examples, TOKENIZER)
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(TOKENIZER(text)["input_ids"])
+
+
+def model_saying(prompt: str, text: str) -> Scripted:
+    """A model that continues the prompt with the text and then ends; 0 is the end's number."""
+    assert TOKENIZER.eos_token_id == 0
+    return Scripted(saying(ids(prompt), ids(text)), EVERY)
+
+
+def correct(asked: Settings, example: Example, said: str) -> float:
+    model = model_saying(example.prompt, said)
+    (found,) = task(asked, example).scores(model, [0], exact=True).correct
+    return float(found)
+
+
+def test_the_score_is_the_least_margin_s_sigmoid() -> None:
+    example = Example("40 and 2 is", " 42.", " 42.")
+    (sequence,) = task(settings(), example)._sequences
+    assert sequence.ids == ids("40 and 2 is 42.") + (0,)
+    leads = [2.0, -0.5, 1.25, 4.0][: sequence.scored]
+    assert len(leads) == sequence.scored >= 2
+    first = len(sequence.ids) - sequence.scored
+
+    def rule(tokens: tuple[int, ...]) -> dict[int, float]:
+        place = len(tokens) - first
+        gold = sequence.ids[len(tokens)] if 0 <= place < len(leads) else 0
+        return {gold: 1.0 + leads[place], EVERY - 1: 1.0} if gold != 0 or place >= 0 else {}
+
+    for temperature in (0.5, 2.0):
+        asked = settings(temperature=temperature)
+        found = task(asked, example).scores(Scripted(rule, EVERY), [0], exact=False)
+        assert found.score == pytest.approx([1 / (1 + np.exp(0.5 / temperature))], rel=1e-6)
+        assert found.correct.tolist() == [0.0]
+
+
+def test_items_are_scored_in_the_order_asked_for() -> None:
+    examples = [Example("it is", f" {n}", f" {n}") for n in (40, 2, 42)]
+    found = task(settings(), *examples).scores(
+        model_saying("it is", " 2"), [2, 1, 0, 1], exact=True
+    )
+    assert found.correct.tolist() == [0, 1, 0, 1]
+    assert (found.score > 0.5).tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        (" 42", 1), ("42", 1), ("  42 ", 1), (" 42\n", 1), (" 4 2", 0), (" 420", 0), (" 4", 0),
+        ("", 0), (" 42.", 0), (" so it is 42", 0),
+    ],
+)  # fmt: skip
+def test_exact_match_but_for_white_space(said: str, right: int) -> None:
+    assert correct(settings(), Example("40 and 2 is", " 42", " 42"), said) == right
+
+
+def test_another_spelling_of_the_answer_is_right() -> None:
+    """The same text in other tokens than the target's: wrong by its margins, right to a user."""
+    prompt, answer = "40 and 2 is", " the answer"
+    letters = sum((ids(letter) for letter in answer), ())
+    assert TOKENIZER.decode(letters) == answer
+    assert len(letters) > len(ids(answer)) + 1
+    example = Example(prompt, answer, answer)
+    for most, right in ((len(letters) + 1, 1.0), (len(letters) - 1, 0.0)):
+        model = Scripted(saying(ids(prompt), letters), EVERY)
+        asked = task(settings(max_new_tokens=most), example)
+        assert asked.scores(model, [0], exact=False).correct.tolist() == [0.0]
+        assert asked.scores(model, [0], exact=True).correct.tolist() == [right]
+
+
+def test_texts_that_stop() -> None:
+    example = Example("40 and 2 is", " 42", " 42")
+    asked = settings(stop=["\n", "."])
+    assert correct(asked, example, " 42\nand more of it") == 1
+    assert correct(asked, example, " 42. the sum") == 1
+    assert correct(asked, example, " 42") == 1
+    assert correct(asked, example, "\n 42") == 0
+    assert correct(asked, example, " 42 the\n") == 0
+    (sequence,) = task(asked, example)._sequences
+    assert sequence.ids == ids("40 and 2 is 42\n")  # the first stop is the target's end
+
+
+def test_extraction() -> None:
+    example = Example("40 and 2 is", "42", " so it is 42, the answer is 42.")
+    asked = settings(extract=r"answer is (\d+)")
+    assert correct(asked, example, " so it is 42, the answer is 42.") == 1
+    assert correct(asked, example, " the answer is 42") == 1
+    assert correct(asked, example, " the answer is 2, the answer is 42") == 1  # the last counts
+    assert correct(asked, example, " the answer is 42, the answer is 2") == 0
+    assert correct(asked, example, " 42") == 0
+    assert correct(settings(extract=r"\d+"), example, " so it is 4, 42.") == 1
+    assert correct(settings(extract=r"4(\d)?"), example, " 4") == 0  # a group that took no part
+
+
+def test_the_target_is_what_margins_are_taken_on() -> None:
+    worked = " so it is 42, the answer is 42."
+    example = Example("40 and 2 is", "42", worked)
+    asked = task(settings(extract=r"answer is (\d+)", target="{w}"), example)
+    assert asked._sequences[0].ids == ids("40 and 2 is" + worked) + (0,)
+    found = asked.scores(model_saying("40 and 2 is", worked), [0], exact=True)
+    assert found.correct.tolist() == [1.0]
+    assert found.score == pytest.approx([1 / (1 + np.exp(-3.0 / 0.5))])
+    short = asked.scores(model_saying("40 and 2 is", " the answer is 42."), [0], exact=True)
+    assert short.correct.tolist() == [1.0]
+    assert short.score[0] < 0.01
+
+
+def test_what_the_forced_pass_settles_is_not_generated() -> None:
+    examples = [Example("it is", f" {n}", f" {n}") for n in (40, 2, 42)]
+    model = model_saying("it is", " 2")
+    assert task(settings(), *examples).scores(model, [0, 1, 2], exact=True).correct.sum() == 1
+    assert model.steps == 0
+    open_ended = task(settings(extract=r"\d+"), *examples)
+    assert open_ended.scores(model, [0, 1, 2], exact=True).correct.sum() == 1
+    assert model.steps > 0
+
+
+@pytest.mark.parametrize("name", ["sort", "reverse", "base"])
+def test_stopping_early_changes_nothing(
+    name: str, trained_family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real models: early stopping and the forced pass against generating every answer in full."""
+    folder = trained_family / "base" if name == "base" else trained_family / "experts" / name
+    tokenizer, plain = load_tokenizer(folder), reference(folder)
+    rows = read_rows("tasks/sort.jsonl", trained_family, PLACE)[:200]
+    asked = Settings(kind="generation", data="x", prompt="{question}", answer="{answer}")
+    examples = [render(row, asked, PLACE) for row in rows]
+    items = Task(asked, examples, tokenizer)
+    found = items.scores(live(folder), range(200), exact=True)
+    with torch.inference_mode():
+        prompts = torch.tensor([tokenizer(one.prompt)["input_ids"] for one in examples])
+        whole = plain.generate(
+            prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=11
+        )
+    texts = tokenizer.batch_decode(whole[:, prompts.shape[1] :])
+    said = [text.split("<eos>")[0].strip() for text in texts]
+    expected = [float(text == one.answer) for text, one in zip(said, examples, strict=True)]
+    assert found.correct.tolist() == expected
+    assert 0 < sum(expected) < 200 or name == "reverse"
+    monkeypatch.setattr(generation.Task, "_may_match", lambda self, text, answer: True)
+    full = items.scores(live(folder), range(200), exact=True)
+    assert full.correct.tolist() == expected
+    assert full.score.tobytes() == found.score.tobytes()
+
+
+def test_chat_templates_wrap_the_prompt_alone() -> None:
+    tokenizer = byte_level_tokenizer("the sum of 40 and 2 is 42.\n" * 9)
+    tokenizer.chat_template = (
+        "<{{ messages[0].content }}>{% if add_generation_prompt %}:{% endif %}"
+    )
+    found = Task(settings(chat=True), [Example("40 and 2", "42", "42")], tokenizer)
+    head, tail = tokenizer("<40 and 2>:")["input_ids"], tokenizer("42")["input_ids"]
+    assert list(found._sequences[0].ids) == [*head, *tail, 0]
+    with pytest.raises(DataError, match="expected a chat template"):
+        task(settings(chat=True), Example("40 and 2", "42", "42"))
+
+
+def test_render() -> None:
+    asked = settings(target="so {a}")
+    assert render({"q": "1+1=", "a": 2}, asked, PLACE) == Example("1+1=", "2", "so 2")
+    assert render({"q": "1+1=", "a": 2}, settings(), PLACE) == Example("1+1=", "2", "2")
+    for row, words in (
+        ({"q": "1+1="}, "at tasks.sums.answer in study.yaml"),
+        ({"a": "2"}, "at tasks.sums.prompt in study.yaml"),
+        ({"q": "1+1=", "a": " "}, "an answer that is not empty, got ' ' at tasks.sums.answer"),
+        ({"q": "1+1=", "a": None}, "a value in the field a, got null at tasks.sums.answer"),
+    ):
+        with pytest.raises(EvomergeError, match=words):
+            render(row, settings(), PLACE)

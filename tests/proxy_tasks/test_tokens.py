@@ -1,0 +1,124 @@
+"""Prompts and answers as token ids: borders, special tokens, chat templates."""
+
+import pytest
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+from evomerge.errors import DataError
+from evomerge.models import load_tokenizer
+from evomerge.proxy_tasks._tokens import encode_after
+from tests.architectures import byte_level_tokenizer
+
+TEXT = "the answer is the yes. the answer is no.\n the question: yes or no?\n" * 5
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_level_tokenizer(TEXT)
+
+
+def one(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, text: str, chat: bool = False
+) -> tuple[str, list[str]]:
+    """Return the prompt that the tokens spell, and the scored tokens."""
+    (found,) = encode_after(tokenizer, [prompt], [text], chat)
+    head = found.ids[: -found.scored]
+    return tokenizer.decode(head), [tokenizer.decode([token]) for token in found.target]
+
+
+def test_the_tokens_are_those_of_prompt_and_text_together(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    assert one(tokenizer, "the question:", " the answer") == ("the question:", [" the", " answer"])
+    (found,) = encode_after(tokenizer, ["the question:"], [" the answer"], False)
+    assert list(found.ids) == tokenizer("the question: the answer")["input_ids"]
+
+
+def test_a_token_across_the_border_is_not_used(tokenizer: PreTrainedTokenizerFast) -> None:
+    joint = [tokenizer.decode([token]) for token in tokenizer("the question: the")["input_ids"]]
+    assert joint[-1] == " the"  # one token for the space that ends the prompt and the word
+    prompt, target = one(tokenizer, "the question: ", "the")
+    assert prompt == "the question: "
+    assert "".join(target) == "the"
+    (found,) = encode_after(tokenizer, ["the question: "], ["the"], False)
+    assert list(found.ids[: -found.scored]) == tokenizer("the question: ")["input_ids"]
+
+
+def test_many_are_encoded_as_each_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts, texts = ["the", "yes or no? ", "", "no"], [" answer", "yes", "no.", " is\n"]
+    together = encode_after(tokenizer, prompts, texts, False)
+    alone = [
+        encode_after(tokenizer, [prompt], [text], False)[0]
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    assert together == alone
+    assert encode_after(tokenizer, [], [], False) == []
+
+
+def test_what_opens_a_text_stands_before_the_prompt_and_what_closes_it_nowhere(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    plain = encode_after(tokenizer, ["the question:"], [" yes"], False)[0]
+    tokenizer.add_special_tokens({"bos_token": "<begin>"})
+    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<begin> $A <end>", special_tokens=[("<begin>", first), ("<end>", last)]
+    )
+    assert tokenizer("yes")["input_ids"][0] == first
+    assert tokenizer("yes")["input_ids"][-1] == last
+    found = encode_after(tokenizer, ["the question:"], [" yes"], False)[0]
+    assert found.ids == (first, *plain.ids)
+    assert found.scored == plain.scored
+    empty = encode_after(tokenizer, [""], ["yes"], False)[0]
+    assert empty.ids == (first, *empty.target)
+
+
+def test_an_end_written_out_stays(tokenizer: PreTrainedTokenizerFast) -> None:
+    found = encode_after(tokenizer, ["yes"], [" no<end>"], False)[0]
+    assert found.target[-1] == tokenizer.eos_token_id
+
+
+def test_an_empty_prompt_is_the_token_that_opens_or_else_ends_texts(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    assert one(tokenizer, "", "yes.")[0] == "<end>"
+    tokenizer.add_special_tokens({"bos_token": "<begin>"})
+    assert one(tokenizer, "", "yes.")[0] == "<begin>"
+
+
+def test_a_text_without_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match="expected a text of at least one token, got ''"):
+        encode_after(tokenizer, ["yes"], [""], False)
+
+
+def test_a_chat_template_wraps_the_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = (
+        "{% for one in messages %}[{{ one.role }}]{{ one.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[bot]{% endif %}"
+    )
+    prompt, target = one(tokenizer, "yes or no?", "no", chat=True)
+    assert prompt == "[user]yes or no?[bot]"
+    assert "".join(target) == "no"
+
+
+def test_chat_without_a_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(
+        DataError, match="expected a chat template .* got none; use a base with one"
+    ):
+        encode_after(tokenizer, ["yes"], ["no"], True)
+
+
+def test_a_template_that_fails(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = "{{ raise_exception('a system message first\\nplease') }}"
+    with pytest.raises(
+        DataError, match="a single user message, got .*a system message first"
+    ) as it:
+        encode_after(tokenizer, ["yes"], ["no"], True)
+    assert "\n" not in str(it.value)
+
+
+def test_the_zoo_s_tokens_are_the_prompt_s_then_the_answer_s(trained_family) -> None:  # type: ignore[no-untyped-def]
+    tokenizer = load_tokenizer(trained_family / "base")
+    found = encode_after(tokenizer, ["[sort]gnlozw="], ["glnowz"], False)[0]
+    assert found.ids == tuple(tokenizer("[sort]gnlozw=glnowz")["input_ids"])
+    assert (len(found.ids), found.scored) == (14, 6)
