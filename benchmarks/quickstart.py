@@ -46,7 +46,7 @@ def one_seed(zoo: Path, work: Path, seed: int, space: str | None) -> dict[str, A
         "scale": rows["task arithmetic"]["detail"],
         "best baseline": max(held[name] for name, row in rows.items() if row["kind"] == "baseline"),
         "ensemble": held["ensemble"],
-        "gain": held["winner"] - held["line"],
+        "gain": held["winner"] - held["task arithmetic"],
         "gap to ensemble": held["ensemble"] - held["winner"],
         "study seconds": seconds,
         "seconds per trial": status["seconds_per_trial"],

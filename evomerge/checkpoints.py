@@ -27,6 +27,7 @@ SINGLE = "model.safetensors"
 FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _HEAD = "lm_head.weight"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+_HUB_COPIES = ["*/*", "consolidated*"]  # the same weights in other formats
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?\Z")
 
 
@@ -134,7 +135,12 @@ def locate(ref: ModelRef, place: Place) -> Path:
 
     try:
         return Path(
-            snapshot_download(ref.path, revision=ref.revision, allow_patterns=_HUB_FILES)
+            snapshot_download(
+                ref.path,
+                revision=ref.revision,
+                allow_patterns=_HUB_FILES,
+                ignore_patterns=_HUB_COPIES,
+            )
         ).resolve()
     except Exception as problem:  # the library raises whatever its HTTP client raises
         reason = first_line(problem)
@@ -158,9 +164,10 @@ def open_checkpoint(ref: ModelRef, place: Place) -> Checkpoint:
     elif (folder / INDEX).is_file():
         tensors = _indexed(folder / INDEX)
     else:
+        adapter = (folder / "adapter_config.json").is_file()
         raise CheckpointError(
             f"expected {SINGLE} or {INDEX} in {folder}, got neither; "
-            "only safetensors checkpoints are read"
+            + ("merge the adapter into its model" if adapter else "only safetensors are read")
         )
     if not tensors:
         raise CheckpointError(f"expected tensors, got none in {folder}")

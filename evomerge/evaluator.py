@@ -54,10 +54,10 @@ def draw_items(
     Rows that render alike count once, so no item stands in two splits. Raises the place's error for
     a row that does not fit the templates, or where there are too few rows.
     """
-    rendered = [
-        kind.render(row, settings, Place(f"{place} (row {number})", place.error))
-        for number, row in enumerate(rows, start=1)
-    ]
+    rendered = []
+    for number, row in enumerate(rows, start=1):
+        document = f"{place.document} (row {number} of the data)"
+        rendered.append(kind.render(row, settings, Place(document, place.error, place.path)))
     distinct = list(dict.fromkeys(rendered))
     needed = sum(sizes.values())
     if len(distinct) < needed:

@@ -203,7 +203,7 @@ class Reader:
         if not isinstance(log, bool):
             raise (place / "log").fail("true or false", log)
         step = fields.get("step", None if log else _default_step(declared, high - low))
-        if step is not None and not (is_number(step) and 1e-9 <= step / (high - low) <= 1):
+        if step is not None and not (is_number(step) and 1e-12 <= step / (high - low) <= 1):
             raise (place / "step").fail(f"a step in (0, {high - low:g}]", step)
         if integer and not isinstance(step, int):
             raise (place / "step").fail("a whole number", step)

@@ -1,5 +1,6 @@
 """Tiny random language models of several architectures, saved as Hugging Face folders."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -46,11 +47,13 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def save_random(folder: Path, name: str, seed: int = 0) -> Path:
+def save_random(folder: Path, name: str, seed: int = 0, vocabulary: int = VOCABULARY) -> Path:
     """Write a model with random weights."""
+    config = copy.deepcopy(CONFIGS[name])
+    config.vocab_size = vocabulary
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name])
+        model = transformers.AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     return folder
 

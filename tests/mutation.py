@@ -3,8 +3,10 @@
 import copy
 import datetime
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from evomerge.errors import EvomergeError
 
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**40, 10**400, -0.0, 0.5, 1e308, -1e308, 5e-324,
@@ -22,6 +24,15 @@ ODD: tuple[Any, ...] = (
     {"product": [{"product": [1, 2]}, 3]}, "depth", "own", "inputs[0]", "inputs[-99999999]",
     datetime.date(2024, 1, 2), b"bytes", (1, 2), {1, 2}, frozenset(),
 )  # fmt: skip
+
+
+def refusal(action: Callable[[], object]) -> str | None:
+    """Do something; return what it says to the user if it refuses."""
+    try:
+        action()
+    except EvomergeError as problem:
+        return str(problem)
+    return None
 
 
 def mutated(data: Mapping[str, Any], draw: random.Random) -> Any:

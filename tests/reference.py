@@ -1,5 +1,6 @@
-"""The merge methods once more, in float64 and straight from their formulas, for tests to compare."""
+"""The merge methods once more, in float64 and straight from their formulas."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -65,7 +66,7 @@ def _merge(
     deltas = [model - base for model in models]  # float32: thresholds are exact in it
     if method == "task_arithmetic":
         kept = np.ones((len(models), len(base)), dtype=bool)
-        return _task_vectors(base, deltas, kept, kept & False, own, inputs)
+        return _task_vectors(base, deltas, kept, np.zeros_like(kept), own, inputs)
     if method == "ties":
         pairs = [trim(delta, float(d)) for delta, d in zip(deltas, own["density"], strict=True)]
         kept, equal = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
@@ -74,7 +75,7 @@ def _merge(
         uniform(int(own["seed"]), position, len(models), name, len(base)) < np.float32(d)
         for position, d in enumerate(own["density"])
     ]
-    return _task_vectors(base, deltas, np.stack(masks), np.stack(masks) & False, own, inputs)
+    return _task_vectors(base, deltas, np.stack(masks), np.zeros_like(np.stack(masks)), own, inputs)
 
 
 def uniform(
@@ -109,7 +110,7 @@ def _task_vectors(
     weight = own["weight"][:, None]
     exact = np.stack(deltas).astype(float)
     sparse = np.where(kept, exact, 0.0)
-    if "rescale" in own and own["rescale"]:
+    if own.get("rescale"):
         total = np.abs(exact).sum(axis=1)
         left = np.abs(sparse).sum(axis=1)
         if equal.any():  # the mass of the k largest, whichever of the equal ones are among them
@@ -119,7 +120,7 @@ def _task_vectors(
         usable = (total >= 1e-7) & (left >= 1e-7)
         sparse = sparse * np.where(usable, total / np.where(usable, left, 1), 1)[:, None]
     terms = sparse * weight
-    undecided = equal.any(axis=0)
+    undecided: Mask = np.asarray(equal.any(axis=0))
     if "density" in own:
         total = terms.sum(axis=0)
         undecided |= np.abs(total) < 1e-5 * np.abs(terms).sum(axis=0)
@@ -143,11 +144,11 @@ def _task_vectors(
 
 
 def _slerp(base: Array, model: Array, t: float, inputs: npt.NDArray[np.float32]) -> Expected:
-    cosine = base @ model / (np.linalg.norm(base) * np.linalg.norm(model))
+    cosine = float(base @ model / (np.linalg.norm(base) * np.linalg.norm(model)))
     start, end = 1 - t, t
     if abs(cosine) <= 0.9995:
-        theta = np.arccos(cosine)
-        start, end = np.sin((1 - t) * theta) / np.sin(theta), np.sin(t * theta) / np.sin(theta)
+        theta = math.acos(cosine)
+        start, end = (math.sin(part * theta) / math.sin(theta) for part in (1 - t, t))
     return _sum(np.stack([start * base, end * model]), inputs, np.zeros(len(base), dtype=bool))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils._paths import filter_repo_objects
 from safetensors.torch import save_file
 
 from evomerge.checkpoints import Checkpoint, ModelRef, check_alike, locate, open_checkpoint
@@ -67,7 +68,7 @@ def test_shards_are_read_as_one_file(family: Path) -> None:
     sharded(family / "a")
     checkpoint = open_(family / "a")
     assert check_alike([open_(family / "base"), checkpoint]) == tuple(sorted(whole))
-    read = dict(checkpoint.read(reversed(sorted(whole))))
+    read = dict(checkpoint.read(sorted(whole, reverse=True)))
     assert all(torch.equal(read[name], one) for name, one in whole.items())
 
 
@@ -92,7 +93,8 @@ class TestDamage:
         self.refused(family / "a", r"expected a whole safetensors file, got .* in .*safetensors")
 
     @pytest.mark.parametrize(
-        "content", [b"", b"PK\x03\x04", struct.pack("<Q", 2**62) + b"{}", struct.pack("<Q", 2) + b"[]"]
+        "content",
+        [b"", b"PK\x03\x04", struct.pack("<Q", 2**62) + b"{}", struct.pack("<Q", 2) + b"[]"],
     )
     def test_not_safetensors(self, family: Path, content: bytes) -> None:
         (family / "a" / "model.safetensors").write_bytes(content)
@@ -104,7 +106,8 @@ class TestDamage:
         self.refused(family / "a", "the shard model-00002-of-00003.safetensors that .* is missing")
 
     @pytest.mark.parametrize(
-        "name", ["../a.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "x.bin", 7, None, []]
+        "name",
+        ["../a.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "x.bin", 7, None, []],
     )
     def test_index_names_something_else(self, family: Path, name: object) -> None:
         (family / "a.safetensors").write_bytes((family / "a/model.safetensors").read_bytes())
@@ -133,7 +136,9 @@ class TestDamage:
         write_index(family / "a", index)
         self.refused(family / "a", "places lm_head.weight in no file, but .* holds it")
 
-    @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"weight_map": {}}', "\x00", "[" * 9999])
+    @pytest.mark.parametrize(
+        "content", ["", "{", "[]", "{}", '{"weight_map": {}}', "\x00", "[" * 9999]
+    )
     def test_broken_index(self, family: Path, content: str) -> None:
         sharded(family / "a")
         (family / "a" / "model.safetensors.index.json").write_text(content)
@@ -149,7 +154,12 @@ class TestDamage:
         (tmp_path / "empty").mkdir()
         self.refused(tmp_path / "empty", "expected model.safetensors or .*index.json in .*/empty")
         (family / "a" / "model.safetensors").rename(family / "a" / "pytorch_model.bin")
-        self.refused(family / "a", "only safetensors checkpoints are read")
+        self.refused(family / "a", "only safetensors are read")
+
+    def test_an_adapter(self, tmp_path: Path) -> None:
+        (tmp_path / "lora").mkdir()
+        (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+        self.refused(tmp_path / "lora", "merge the adapter into its model")
 
     def test_no_tensors(self, family: Path) -> None:
         save_file({}, family / "a" / "model.safetensors")
@@ -179,16 +189,37 @@ class TestLocate:
     @pytest.mark.parametrize("path", ["org/model", "model", ".x--y", "a" * 96])
     def test_the_hub_is_out_of_reach(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(InputError, match="the Hub gave none at models.base in study.yaml") as e:
+        with pytest.raises(
+            InputError, match=r"the Hub gave none at models.base in study.yaml"
+        ) as e:
             locate(ModelRef(path), PLACE)
         assert "\n" not in str(e.value)
+
+    def test_what_is_downloaded(self, family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: dict[str, Any] = {}
+
+        def download(path: str, **options: Any) -> str:
+            asked.update(options, path=path)
+            return str(family / "a")
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        assert locate(ModelRef("org/name", "v1"), PLACE) == (family / "a").resolve()
+        assert (asked["path"], asked["revision"]) == ("org/name", "v1")
+        patterns = {key: asked[f"{key}_patterns"] for key in ("allow", "ignore")}
+        files = ["model-00001-of-00002.safetensors", "config.json", "merges.txt", "tokenizer.model",
+                 "chat_template.jinja", "pytorch_model.bin", "consolidated.safetensors",
+                 "onnx/model.safetensors", "modeling_evil.py"]  # fmt: skip
+        chosen = filter_repo_objects(
+            files, allow_patterns=patterns["allow"], ignore_patterns=patterns["ignore"]
+        )
+        assert list(chosen) == files[:5]
 
     @pytest.mark.parametrize("path", ["~nobody-is-called-this", "a\0b", "x" * 5000, "a b", "ü/ü/ü"])
     def test_odd_names(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.raises(InputError):
             locate(ModelRef(path), PLACE)
-        assert ModelRef(path).resolved(Path("/tmp")) == ModelRef(path)
+        assert ModelRef(path).resolved(Path()) == ModelRef(path)
 
     def test_the_home_folder(self, family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(family))
@@ -206,11 +237,13 @@ class TestModelRef:
 
     @pytest.mark.parametrize("bad", ["", "  ", "@v1", "org/name@", None, 3, ["a"], {"a": 1}, True])
     def test_refused(self, bad: object) -> None:
-        with pytest.raises(InputError, match="at models.base in study.yaml"):
+        with pytest.raises(InputError, match=r"at models.base in study.yaml"):
             ModelRef.parse(bad, PLACE)
 
     def test_adapters_are_refused_in_words(self) -> None:
-        with pytest.raises(InputError, match=r"expected a model without an adapter.*merge the adap"):
+        with pytest.raises(
+            InputError, match=r"expected a model without an adapter.*merge the adap"
+        ):
             ModelRef.parse("org/base+org/lora", PLACE)
 
     def test_resolved_against_a_folder(self, family: Path) -> None:

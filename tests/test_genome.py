@@ -95,7 +95,9 @@ def test_descriptions_survive_json() -> None:
     data: Any = describe(HOLES)
     assert json.loads(json.dumps(data)) == data
     assert describe(HOLES[:1]) != describe((Hole("plain", "float", -1.0, 3.5, 0.5),))
-    assert describe(HOLES[:1]) == describe((Hole("plain", "float", -1.0, 3.0, 0.7),))  # init is free
+    assert describe(HOLES[:1]) == describe(
+        (Hole("plain", "float", -1.0, 3.0, 0.7),)
+    )  # init is free
 
 
 def test_distance_is_the_largest_along_an_axis() -> None:

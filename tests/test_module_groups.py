@@ -24,7 +24,14 @@ SMALL: dict[str, Any] = {
     "vocab_size": 32, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
 GQA = {**SMALL, "num_key_value_heads": 2}
-GPT2 = {"n_embd": 16, "n_layer": 3, "n_head": 2, "vocab_size": 32, "bos_token_id": 0, "eos_token_id": 0}
+GPT2 = {
+    "n_embd": 16,
+    "n_layer": 3,
+    "n_head": 2,
+    "vocab_size": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama": ("LlamaForCausalLM", GQA),
     "Qwen2": ("Qwen2ForCausalLM", GQA),
@@ -192,7 +199,10 @@ def test_layers_of_names() -> None:
 @pytest.mark.parametrize(
     ("over", "words"),
     [
-        (["atention", "other"], "unknown module group 'atention' at over[0] in space.yaml; did you"),
+        (
+            ["atention", "other"],
+            "unknown module group 'atention' at over[0] in space.yaml; did you",
+        ),
         ([3, "other"], "unknown module group 3 at over[0]"),
         ([["mlp"], "other"], "unknown module group ['mlp'] at over[0]"),
         (["mlp", "other", "mlp"], "expected each module group once, got 'mlp' at over[2]"),

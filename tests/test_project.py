@@ -67,3 +67,18 @@ def test_every_dependency_is_justified() -> None:
         name = re.match(r"[\w-]+", requirement)
         assert name
         assert name[0] in text, name[0]
+
+
+def test_every_field_of_a_study_file_is_documented() -> None:
+    from evomerge.study import file
+
+    text = (ROOT / "docs/study-file.md").read_text()
+    parts = {
+        "models": file.Models,
+        "splits": file.Splits,
+        "search": file.Search,
+        "fitness": file.FitnessSettings,
+    }
+    for part, schema in parts.items():
+        for field in schema.model_fields:
+            assert f"`{part}.{field}`" in text, (part, field)

@@ -12,7 +12,7 @@ from evomerge.merge_methods import Array, Columns, MergeMethod, Parameter, Setti
 
 
 def plan(settings: Settings) -> dict[str, Array]:
-    """Divide the weights by their sum; raises CandidateError where that is zero but for rounding."""
+    """Divide the weights by their sum; raises CandidateError where that is 0 but for rounding."""
     weight = settings["weight"]
     total = weight.sum(axis=0)
     normalized = settings["normalize"] > 0

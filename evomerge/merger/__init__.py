@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
@@ -18,8 +19,14 @@ from evomerge.checkpoints import Checkpoint, ModelRef, check_alike
 from evomerge.errors import CandidateError, CheckpointError, RecipeError
 from evomerge.merge_methods import Array, Settings
 from evomerge.merger import random
-from evomerge.merger.layout import WIDTH, allocate, plan_layout, views
-from evomerge.merger.materialize import KernelChoice, Spans, choose_kernel, write_block
+from evomerge.merger.layout import allocate, plan_layout, views
+from evomerge.merger.materialize import (
+    KernelChoice,
+    Spans,
+    choose_kernel,
+    compiler_failed,
+    write_block,
+)
 from evomerge.merger.prepare import InputStatistics, Selected
 from evomerge.recipe import Recipe, resolve
 
@@ -62,8 +69,10 @@ class Merger:
             self._load(number, checkpoint)
         progress("models", len(checkpoints), len(checkpoints))
         self._output = allocate(self._layout, self.device)
-        elements = sum(block.rows for block in self._layout.blocks) * WIDTH
-        self._fused = choose_kernel(kernel, elements, self.device)
+        # By the whole model, so that a shard is merged by the kernel that merged the candidate.
+        shapes = [checkpoints[0].tensors[name].shape for name in merged]
+        self._fused = choose_kernel(kernel, sum(map(math.prod, shapes)), self.device)
+        self._must_fuse = kernel == "fused"
         self._statistics = InputStatistics(self._read, len(checkpoints), self._layout.tensors)
 
     def _load(self, number: int, checkpoint: Checkpoint) -> None:
@@ -124,7 +133,25 @@ class Merger:
         """
         base = self._number(recipe.base) if recipe.base else None
         models = tuple(self._number(entry.model) for entry in recipe.entries)
-        table, spans, keys = self._plan(recipe, base, models)
+        planned = self._plan(recipe, base, models)
+        try:
+            self._write(recipe, base, models, *planned)
+        except RuntimeError as problem:
+            if not self._fused or self._must_fuse or not compiler_failed(problem):
+                raise
+            self._fused = False
+            self._write(recipe, base, models, *planned)
+        return self.output
+
+    def _write(
+        self,
+        recipe: Recipe,
+        base: int | None,
+        models: tuple[int, ...],
+        table: torch.Tensor,
+        spans: Spans,
+        keys: torch.Tensor | None,
+    ) -> None:
         for number, block in enumerate(self._layout.blocks):
             write_block(
                 recipe.method,
@@ -137,7 +164,6 @@ class Merger:
                 keys,
                 self._fused,
             )
-        return self.output
 
     def _plan(
         self, recipe: Recipe, base: int | None, models: tuple[int, ...]

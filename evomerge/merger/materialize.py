@@ -18,7 +18,8 @@ from evomerge.merger.layout import WIDTH, Block
 from evomerge.merger.random import uniform
 
 KernelChoice = Literal["auto", "fused", "eager"]
-_EAGER_ROWS = 64  # rows a time: temporaries of 256 KiB stay in cache
+_EAGER_ROWS = 64  # rows a time for each thread: temporaries of 256 KiB stay in cache
+_EAGER_ROWS_CUDA = 1 << 14  # fewer, larger launches
 _WORTH_COMPILING = 50_000_000  # elements; below, compiling costs more than a whole study saves
 
 Spans = tuple[tuple[str, int, int], ...]  # name, first column, number of columns
@@ -37,6 +38,13 @@ def choose_kernel(choice: KernelChoice, elements: int, device: torch.device) -> 
     if choice == "auto":
         return elements >= _WORTH_COMPILING and fused_available(device)
     return choice == "fused"
+
+
+def compiler_failed(problem: Exception) -> bool:
+    """Return whether an error is the compiler's: one without headers is found and does not work."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(problem, TorchDynamoException)
 
 
 def write_block(
@@ -59,8 +67,10 @@ def write_block(
         run = _compiled(method.kernel, spans, len(models))
         run(output, base, list(models), table, block.row_tensor, block.row_index, keys)
         return
-    for start in range(0, block.rows, _EAGER_ROWS):
-        rows = slice(start, start + _EAGER_ROWS)
+    cuda = output.device.type == "cuda"
+    step = _EAGER_ROWS_CUDA if cuda else _EAGER_ROWS * torch.get_num_threads()
+    for start in range(0, block.rows, step):
+        rows = slice(start, start + step)
         _run(
             method.kernel,
             spans,

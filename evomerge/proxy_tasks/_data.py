@@ -25,7 +25,7 @@ def read_rows(data: str | Dataset, folder: Path, place: Place) -> list[Row]:
         return _from_datasets(data, folder, place)
     path = folder / data
     if not path.is_file():
-        raise place.fail("a JSONL file", Found(f"{data!r}, and there is no file {path}"))
+        raise place.fail("a JSONL file", data, f"there is no file {str(path)!r}")
     rows: list[Row] = []
     text = read_text(path, DataError).removeprefix("\ufeff")
     for number, line in enumerate(text.split("\n"), start=1):  # other breaks may stand in a string

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,8 @@ def test_weights_whose_sum_is_zero_are_refused_with_the_tensor(tmp_path: Path) -
 
 
 def test_weights_that_overflow_are_refused(tmp_path: Path) -> None:
-    models = {"a": (A, {"weight": 1e300}), "b": (B, {"weight": 1})}
+    models: dict[str, Any] = {"a": (A, {"weight": 1e300}), "b": (B, {"weight": 1})}
     with pytest.raises(CandidateError, match="overflow float32"):
         merge_vectors(tmp_path, "linear", models, normalize=False)
-    nearly = {"a": (A, {"weight": 1e-320}), "b": (B, {"weight": 1e300})}
+    nearly: dict[str, Any] = {"a": (A, {"weight": 1e-320}), "b": (B, {"weight": 1e300})}
     assert merge_vectors(tmp_path, "linear", nearly) == B

@@ -42,7 +42,7 @@ def test_negative_weights_turn_the_vote_and_count_negatively(tmp_path: Path) -> 
         "a": ([1.0, 2.0, 1.0, 1.0], {"weight": -1}),  # D: −1, −2, −1, −1
         "b": ([-3.0, 1.0, 1.0, 0.0], {"weight": 1}),  # D: −3, 1, 1, 0
     }
-    # d is 0 in the first column (−1 + 1), so 1; −1 in the second; in the third the sum of 0 elects +.
+    # d is 0 in the first column (−1 + 1), so 1; −1 in the second; in the third a sum of 0 elects +.
     assert merge_vectors(tmp_path, "ties", models, BASE) == [-4.0, 2.0, 1.0, 1.0]
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from evomerge.checkpoints import ModelRef, open_checkpoint
 from evomerge.errors import CheckpointError, RecipeError
-from evomerge.merger import Merger, tensor_digest
+from evomerge.merger import Merger, materialize, tensor_digest
 from evomerge.merger.layout import WIDTH, plan_layout
 from evomerge.merger.materialize import choose_kernel
 from tests.tiny_models import (
@@ -78,7 +79,7 @@ def test_a_merger_of_a_few_tensors_gives_the_bits_of_the_whole(family: Path, met
         data = recipe_of(family, method, base_model="base", models={"a": {}},
                          parameters={"t": [0, 1]})  # fmt: skip
     elif method == "linear":
-        data = recipe_of(family, method, models=dict.fromkeys("abc", {"weight": [0.2, 0.9]}))
+        data = recipe_of(family, method, models={name: {"weight": [0.2, 0.9]} for name in "abc"})
     else:
         data = ties(family) | {"merge_method": method}
     whole = merged(data)
@@ -213,6 +214,42 @@ def test_fingerprints_are_of_the_content(family: Path, tmp_path: Path) -> None:
     prints = Merger([open_checkpoint(ref, PLACE) for ref in refs]).fingerprints
     assert prints[refs[0]] == prints[refs[1]]
     assert prints[refs[0]] != prints[refs[2]]
+
+
+def test_a_compiler_that_fails_is_done_without(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def broken(*arguments: object) -> None:
+        tried.append(arguments)
+        raise TorchDynamoException("no Python.h")
+
+    monkeypatch.setattr(materialize, "_compiled", lambda *arguments: broken)
+    monkeypatch.setattr(materialize, "_WORTH_COMPILING", 1000)
+    eager = merged(ties(family), kernel="eager")
+    merger = Merger(opened(family, "base", "a", "b", "c"))
+    for _ in range(2):
+        found = merger.materialize(parsed(ties(family)))
+        assert all(torch.equal(found[name], eager[name]) for name in eager)
+    assert len(tried) == 1
+    with pytest.raises(TorchDynamoException):
+        merged(ties(family), kernel="fused")
+
+
+def test_a_shard_is_merged_by_the_kernel_of_the_whole(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+
+    def noting(choice: str, elements: int, device: torch.device) -> bool:
+        chosen.append(elements)
+        return False
+
+    monkeypatch.setattr("evomerge.merger.choose_kernel", noting)
+    merged(ties(family))
+    merged(ties(family), names=["lm_head.weight"])
+    assert chosen == [sum(tensor.numel() for tensor in weights(family, "a").values())] * 2
 
 
 def test_small_models_are_merged_without_a_compiler() -> None:

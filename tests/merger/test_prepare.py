@@ -61,7 +61,7 @@ def test_density_1_keeps_everything() -> None:
 
 
 def test_a_task_vector_is_sorted_once_for_the_whole_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, statistics = made(torch.float32)
+    _, statistics = made(torch.float32)
     reads: list[tuple[int, int]] = []
     inner = statistics.read
 

@@ -50,7 +50,7 @@ def test_chunks_and_high_indices() -> None:
     whole = random.uniform(key[0], key[1], index)
     assert whole.dtype == torch.float32
     for size in (1, 7, 1024):
-        parts = [random.uniform(key[0], key[1], part) for part in index.split(size)]
+        parts = [random.uniform(key[0], key[1], part) for part in torch.split(index, size)]
         assert torch.equal(torch.cat(parts), whole)
     columns = random.uniform(key[:1], key[1:], index[:2900].view(29, 100))
     assert torch.equal(columns.reshape(-1), whole[:2900])

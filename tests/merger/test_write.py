@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def test_files_of_the_donor_are_carried(family: Path, tmp_path: Path) -> None:
 
 def test_the_base_is_the_donor_also_where_it_is_not_merged(family: Path, tmp_path: Path) -> None:
     (family / "c" / "tokenizer.json").write_text('"of c"')
-    models = dict.fromkeys("ab", {"weight": 1})
+    models = {name: {"weight": 1} for name in "ab"}
     write(recipe_of(family, "linear", base_model="c", models=models), tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == '"of c"'
 
@@ -183,10 +184,10 @@ def leftovers(folder: Path) -> set[str]:
 def test_failures_leave_nothing_behind(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    zero = dict.fromkeys("ab", {"weight": [{"filter": "lm_head", "value": 1}, {"value": 0}]})
+    zero = {name: {"weight": [{"filter": "lm_head", "value": 1}, {"value": 0}]} for name in "ab"}
     with pytest.raises(CandidateError, match="sum of 0"):
         write(recipe_of(family, "linear", models=zero), tmp_path / "out", shard_bytes=100)
-    gaps = dict.fromkeys("ab", {"weight": [{"filter": "lm_head", "value": 1}]})
+    gaps = {name: {"weight": [{"filter": "lm_head", "value": 1}]} for name in "ab"}
     with pytest.raises(RecipeError, match="every tensor"):
         write(recipe_of(family, "linear", models=gaps), tmp_path / "out")
     assert leftovers(tmp_path) == set()
@@ -194,7 +195,7 @@ def test_failures_leave_nothing_behind(
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for module, name in ((writing, "save_file"), (writing.shutil, "copyfile"), (os, "replace")):
+    for module, name in ((writing, "save_file"), (shutil, "copyfile"), (os, "replace")):
         (family / "base" / "tokenizer.json").write_text("{}")
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
@@ -226,7 +227,7 @@ def test_a_place_that_cannot_be_written_is_named(family: Path, tmp_path: Path) -
 def test_results_that_overflow_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_checkpoint(tmp_path / name, {"x": torch.full((4,), 60000.0)})
-    models = dict.fromkeys("ab", {"weight": 1})
+    models = {name: {"weight": 1} for name in "ab"}
     data = recipe_of(tmp_path, "linear", models=models, parameters={"normalize": False})
     with pytest.raises(CheckpointError, match="NaN or infinity in merged x"):
         write(data | {"out_dtype": "float16"}, tmp_path / "out")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+CPU = torch.device("cpu")
 Rule = Callable[[tuple[int, ...]], dict[int, float]]
 
 
@@ -15,7 +16,7 @@ class Scripted:
     rule: Rule
     vocabulary: int
     context: int | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     steps: int = 0  # of greedy decoding
 
     def _after(self, tokens: list[int]) -> torch.Tensor:

@@ -60,7 +60,7 @@ def test_a_broken_line_is_named(line: str, words: str, tmp_path: Path) -> None:
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     for name in ("none.jsonl", "."):
-        with pytest.raises(DataError, match="expected a JSONL file, got .* and there is no file"):
+        with pytest.raises(DataError, match=r"expected a JSONL file, got .*; there is no file"):
             read_rows(name, tmp_path, PLACE)
     (tmp_path / "latin").write_bytes(b'{"a": "\xe9"}')
     with pytest.raises(DataError, match="a UTF-8 text file, got other bytes"):
@@ -92,7 +92,9 @@ def test_splits_of_a_data_set(tmp_path: Path) -> None:
     assert read_rows(Dataset(dataset=here), tmp_path, PLACE) == [{"a": 1}]
     assert read_rows(Dataset(dataset=here, split="test"), tmp_path, PLACE) == [{"a": 2}, {"a": 3}]
     assert read_rows(Dataset(dataset=here, split="test[1:]"), tmp_path, PLACE) == [{"a": 3}]
-    with pytest.raises(DataError, match='got .* at tasks.sort.data in study.yaml; .*split "tets"'):
+    with pytest.raises(
+        DataError, match=r'got .* at tasks\.sort\.data in study.yaml; .*split "tets"'
+    ):
         read_rows(Dataset(dataset=here, split="tets"), tmp_path, PLACE)
 
 

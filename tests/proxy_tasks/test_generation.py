@@ -47,7 +47,7 @@ def correct(asked: Settings, example: Example, said: str) -> float:
 def test_the_score_is_the_least_margin_s_sigmoid() -> None:
     example = Example("40 and 2 is", " 42.", " 42.")
     (sequence,) = task(settings(), example)._sequences
-    assert sequence.ids == ids("40 and 2 is 42.") + (0,)
+    assert sequence.ids == (*ids("40 and 2 is 42."), 0)
     leads = [2.0, -0.5, 1.25, 4.0][: sequence.scored]
     assert len(leads) == sequence.scored >= 2
     first = len(sequence.ids) - sequence.scored
@@ -126,7 +126,7 @@ def test_the_target_is_what_margins_are_taken_on() -> None:
     worked = " so it is 42, the answer is 42."
     example = Example("40 and 2 is", "42", worked)
     asked = task(settings(extract=r"answer is (\d+)", target="{w}"), example)
-    assert asked._sequences[0].ids == ids("40 and 2 is" + worked) + (0,)
+    assert asked._sequences[0].ids == (*ids("40 and 2 is" + worked), 0)
     found = asked.scores(model_saying("40 and 2 is", worked), [0], exact=True)
     assert found.correct.tolist() == [1.0]
     assert found.score == pytest.approx([1 / (1 + np.exp(-3.0 / 0.5))])

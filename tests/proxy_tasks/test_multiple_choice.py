@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from evomerge.errors import DataError, Place
 from evomerge.proxy_tasks.multiple_choice import Example, Settings, Task, render
@@ -86,8 +87,6 @@ def test_rows_that_do_not_fit(row: dict[str, Any], asked: dict[str, Any], words:
 
 def by_hand(example: Example, asked: Settings, model: Any) -> tuple[float, float]:
     """Log-likelihoods token by token, from whole sequences one at a time."""
-    import torch
-
     likelihood = []
     for option in example.options:
         head = TOKENIZER(example.prompt)["input_ids"]
@@ -113,18 +112,10 @@ EXAMPLES = [
 @pytest.mark.parametrize("normalize", ["tokens", "characters", "none"])
 @pytest.mark.parametrize("separator", [" ", ": "])
 def test_scores_by_hand(normalize: str, separator: str, tmp_path: Any) -> None:
-    class Wide:
-        """The random model of 61 tokens, asked for the tokens of the larger vocabulary."""
-
-        device, context, vocabulary = model.device, None, len(TOKENIZER)
-
-        def logits(self, ids: Any, keep: int) -> Any:
-            return model.logits(ids % 61, keep).repeat(1, 1, 5)[..., : self.vocabulary]
-
-    model = live(save_random(tmp_path, "llama"))
+    model = live(save_random(tmp_path, "llama", vocabulary=len(TOKENIZER)))
     asked = settings(normalize=normalize, separator=separator, temperature=0.7)
-    found = Task(asked, EXAMPLES, TOKENIZER).scores(Wide(), [3, 0, 1, 2, 0], exact=True)
-    expected = [by_hand(EXAMPLES[item], asked, Wide()) for item in (3, 0, 1, 2, 0)]
+    found = Task(asked, EXAMPLES, TOKENIZER).scores(model, [3, 0, 1, 2, 0], exact=True)
+    expected = [by_hand(EXAMPLES[item], asked, model) for item in (3, 0, 1, 2, 0)]
     assert found.score == pytest.approx([score for score, _ in expected], rel=1e-4)
     assert found.correct.tolist() == [right for _, right in expected]
     assert found.score[1] == pytest.approx(found.score[4], rel=1e-5)

@@ -103,7 +103,7 @@ def test_a_chat_template_wraps_the_prompt(tokenizer: PreTrainedTokenizerFast) ->
 
 def test_chat_without_a_template(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(
-        DataError, match="expected a chat template .* got none; use a base with one"
+        DataError, match=r"expected a chat template .* got none; use a base with one"
     ):
         encode_after(tokenizer, ["yes"], ["no"], True)
 
@@ -111,7 +111,7 @@ def test_chat_without_a_template(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_a_template_that_fails(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = "{{ raise_exception('a system message first\\nplease') }}"
     with pytest.raises(
-        DataError, match="a single user message, got .*a system message first"
+        DataError, match=r"a single user message, got .*a system message first"
     ) as it:
         encode_after(tokenizer, ["yes"], ["no"], True)
     assert "\n" not in str(it.value)
