@@ -6,6 +6,7 @@ each time.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,10 +15,11 @@ import numpy.typing as npt
 import torch
 
 from evomerge.errors import DataError
-from evomerge.models import LanguageModel
+from evomerge.language_model import LanguageModel, Past
 
 _CPU_TOKENS = 512  # tokens of a batch whose activations stay in a core's cache
 _TOKENS = 16384  # tokens of a batch on other devices
+_SHARED = 16  # tokens that are worth running apart from what follows them
 _LOGITS = 1 << 26  # elements of a batch's logits
 _CHUNK = 1 << 24  # of those, elements in float32 at a time: 64 MiB
 
@@ -68,8 +70,8 @@ class Forced:
 def teacher_force(model: LanguageModel, sequences: Sequence[TokenSequence]) -> Forced:
     """Score sequences, one at least, each with a scored token and a token before it.
 
-    Raises DataError for a sequence longer than the model's context, and for a token that is none of
-    its vocabulary.
+    What sequences begin with in common is run once. Raises DataError for a sequence longer than the
+    model's context, and for a token that is none of its vocabulary.
     """
     scored = np.array([one.scored for one in sequences])
     lengths = np.array([len(one.ids) for one in sequences])
@@ -77,24 +79,58 @@ def teacher_force(model: LanguageModel, sequences: Sequence[TokenSequence]) -> F
     starts = np.concatenate([[0], scored.cumsum()])
     log_probability = np.empty(starts[-1], dtype=np.float32)
     margin, choice = np.empty_like(log_probability), np.empty(starts[-1], dtype=np.int64)
-    for batch in _batches(lengths, scored, model):
+    header, state = _header(model, sequences)
+    for batch in _batches(sequences, model, header):
         ids = np.zeros((len(batch), lengths[batch].max()), dtype=np.int64)
         for row, index in enumerate(batch):
             ids[row, : lengths[index]] = sequences[index].ids
-        if ids.max() >= model.vocabulary:
-            raise DataError(
-                f"expected tokens among the {model.vocabulary} of the model, got token {ids.max()}; "
-                "the base model's tokenizer has more tokens than its embedding"
-            )
+        _check_tokens(model, int(ids.max()))
+        unscored = (lengths - scored)[batch]
+        past = None if state is None else Past(state, _on(model, np.zeros(len(batch), np.int64)))
+        begin, past = _prefixes(model, ids, header, unscored.min() - 1, past)
+        keep = int(ids.shape[1] - unscored.min())
+        logits = model.logits(_on(model, ids[:, begin:-1]), keep, past)
         rows = np.repeat(np.arange(len(batch)), scored[batch])
         inside = np.concatenate([np.arange(count) for count in scored[batch]])
-        columns = (lengths - scored)[batch][rows] + inside  # of the scored tokens
-        first = columns.min()
-        logits = model.logits(_on(model, ids[:, :-1]), int(ids.shape[1] - first))
-        found = _beside_rivals(logits, rows, columns - first, ids[rows, columns])
+        columns = unscored[rows] + inside  # of the scored tokens
+        found = _beside_rivals(logits, rows, columns - unscored.min(), ids[rows, columns])
         here = starts[batch][rows] + inside
         log_probability[here], margin[here], choice[here] = found
     return Forced(starts, log_probability, margin, choice)
+
+
+def _header(model: LanguageModel, sequences: Sequence[TokenSequence]) -> tuple[int, object]:
+    """Return the length and the state of what all sequences begin with, as few-shot prompts do."""
+    # The first and the last of them in order differ wherever any two do.
+    pairs = zip(min(one.ids for one in sequences), max(one.ids for one in sequences), strict=False)
+    common = [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    size = min(len(common), *(len(one.ids) - one.scored - 1 for one in sequences))
+    if size < _SHARED or len(sequences) == 1:
+        return 0, None
+    state = model.remember(_on(model, np.array([common[:size]])))
+    return (0 if state is None else size), state
+
+
+def _prefixes(
+    model: LanguageModel, ids: Integers, begin: int, end: int, past: Past | None
+) -> tuple[int, Past | None]:
+    """Run what rows of a batch share, of their tokens from `begin` to `end`, once for them all.
+
+    Returns where the rest of them begins, and what it follows.
+    """
+    if end - begin < _SHARED:
+        return begin, past
+    different, rows = np.unique(ids[:, begin:end], axis=0, return_inverse=True)
+    if not _repeat(len(different), len(ids)):
+        return begin, past
+    before = None if past is None else Past(past.state, past.rows[: len(different)])
+    state = model.remember(_on(model, different), before)
+    return (begin, past) if state is None else (end, Past(state, _on(model, rows.reshape(-1))))
+
+
+def _repeat(different: int, count: int) -> bool:
+    """Return whether so few are different that running each once is worth its overhead."""
+    return different * 4 <= count * 3
 
 
 def _beside_rivals(
@@ -136,7 +172,7 @@ def greedy(
     most = np.array(longest)
     if model.context is not None:
         most = np.minimum(most, model.context - lengths)
-    for batch in _batches(lengths + most, np.ones_like(lengths), model):
+    for batch in _batches([TokenSequence(prompt, 1) for prompt in prompts], model, room=most):
         width = lengths[batch].max()
         padded = np.zeros((2, len(batch), width), dtype=np.int64)
         for row, index in enumerate(batch):
@@ -176,19 +212,46 @@ def _check_context(model: LanguageModel, longest: int) -> None:
         )
 
 
-def _batches(lengths: Integers, scored: Integers, model: LanguageModel) -> list[Integers]:
-    """Return batches of like lengths, as arrays of indices, within the bounds on their size."""
+def _check_tokens(model: LanguageModel, largest: int) -> None:
+    if largest >= model.vocabulary:
+        raise DataError(
+            f"expected tokens among the {model.vocabulary} of the model, got token {largest}; "
+            "the base model's tokenizer has more tokens than its embedding"
+        )
+
+
+def _batches(
+    sequences: Sequence[TokenSequence],
+    model: LanguageModel,
+    header: int = 0,
+    room: Integers | None = None,
+) -> list[Integers]:
+    """Return batches of like lengths, as arrays of indices, within the bounds on their size.
+
+    Sequences that share what precedes their scored tokens stand together, where many do. Of tokens,
+    those after the header count, what neighbours share once, and `room` for more of each.
+    """
     most = _CPU_TOKENS if model.device.type == "cpu" else _TOKENS
-    order = np.lexsort((lengths - scored, lengths))
+    lengths = [len(one.ids) for one in sequences]
+    prompts = [one.ids[: -one.scored] for one in sequences]
+    together = _repeat(len(set(prompts)), len(prompts))
+
+    def place(index: int) -> tuple[int, tuple[int, ...], int]:
+        length, prompt = lengths[index], prompts[index]
+        return (len(prompt), prompt, length) if together else (length, (len(prompt),), 0)
+
     batches: list[list[int]] = []
-    first = 0
-    for index in order.tolist():
-        length, unscored = int(lengths[index]), int((lengths - scored)[index])
-        first = min(first, unscored)
+    tokens = longest = first = 0
+    for index in sorted(range(len(sequences)), key=place):
+        length, prompt = lengths[index], prompts[index]
+        own = length - header + (0 if room is None else int(room[index]))
+        known = together and bool(batches) and prompt == prompts[batches[-1][-1]]
+        tokens += own - (len(prompt) - header if known else 0)
+        longest, first = max(longest, length), min(first, len(prompt))
         size = len(batches[-1]) + 1 if batches else 0
-        logits = size * (length - first) * model.vocabulary
-        if not batches or size * length > most or logits > _LOGITS:
+        logits = size * (longest - first) * model.vocabulary
+        if not batches or tokens > most or logits > _LOGITS:
             batches.append([])
-            first = unscored
+            tokens, longest, first = own, length, len(prompt)
         batches[-1].append(index)
     return [np.array(batch) for batch in batches]

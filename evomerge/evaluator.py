@@ -12,7 +12,8 @@ import numpy as np
 import xxhash
 
 from evomerge.errors import Found, Place
-from evomerge.models import LanguageModel, Tokenizer
+from evomerge.language_model import LanguageModel
+from evomerge.models import Tokenizer
 from evomerge.proxy_tasks import ItemScores, Task, TaskSettings, Vector
 from evomerge.proxy_tasks._data import Row
 

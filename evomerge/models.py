@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import inspect
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from evomerge.errors import CheckpointError
+from evomerge.errors import CheckpointError, first_line
+from evomerge.language_model import Past
 
 _SMALL = 20_000_000  # parameters; below, more threads cost more than they bring
+
+# Attention that sees all before it, or a window of it; states of other kinds go on token by token.
+_PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 transformers.utils.logging.disable_progress_bar()
 if "TRANSFORMERS_VERBOSITY" not in os.environ:
     transformers.utils.logging.set_verbosity_error()  # stderr is for what evomerge says
-
-
-class LanguageModel(Protocol):
-    """What scoring asks of a model: logits, each position's up to a constant of its own."""
-
-    device: torch.device
-    vocabulary: int  # number of token ids, V
-    context: int | None  # most tokens of a sequence, where the model has a limit
-
-    def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
-        """Run whole sequences: int64 [B, T], padded on the right with any token.
-
-        Returns floating [B, keep, V], what follows each of the last `keep` positions. A causal
-        model never sees the padding from the positions before it, so none is masked.
-        """
-        ...
-
-    def step(
-        self, ids: torch.Tensor, mask: torch.Tensor, cache: object
-    ) -> tuple[torch.Tensor, object]:
-        """Run int64 [B, T], padded on the left, after what `cache` has seen (None: nothing).
-
-        `mask` int64 [B, past + T] is 0 on padding. Returns floating [B, V], what follows the last
-        position, and the cache for the next step.
-        """
-        ...
 
 
 class LiveModel:
@@ -72,16 +49,16 @@ class LiveModel:
         _prove_bound(model, tensors, folder)
         self._model = model.to(device).eval()
         text = config.get_text_config()
-        self.vocabulary: int = text.vocab_size
         self.context: int | None = getattr(text, "max_position_embeddings", None)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
         self._takes_cache = "past_key_values" in accepted
         try:
-            self.logits(torch.zeros((1, 1), dtype=torch.int64, device=device), 1)
+            one = self.logits(torch.zeros((1, 1), dtype=torch.int64, device=device), 1)
         except Exception as problem:
             raise _unfit(model_class, folder, problem) from None
+        self.vocabulary: int = one.shape[-1]
 
     def _run(self, ids: torch.Tensor, keep: int, **given: Any) -> Any:
         if self._takes_keep:
@@ -89,10 +66,19 @@ class LiveModel:
         return self._model(input_ids=ids, **given)
 
     @torch.inference_mode()
-    def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def logits(self, ids: torch.Tensor, keep: int, past: Past | None = None) -> torch.Tensor:
         """See LanguageModel."""
-        found: torch.Tensor = self._run(ids, keep, use_cache=False).logits
+        found: torch.Tensor = self._run(ids, keep, **_continued(past)).logits
         return found[:, -keep:]
+
+    @torch.inference_mode()
+    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
+        """See LanguageModel."""
+        if not self._takes_cache:
+            return None
+        state = self._run(ids, 1, **_continued(past) | {"use_cache": True}).past_key_values
+        layers = {type(layer).__name__ for layer in getattr(state, "layers", [None])}
+        return state if layers <= _PLAIN_LAYERS else None
 
     @torch.inference_mode()
     def step(
@@ -111,40 +97,12 @@ class LiveModel:
         return result.logits[:, -1], result.past_key_values if self._takes_cache else ids
 
 
-class Ensemble:
-    """The probability ensemble: the mean of the members' next-token probabilities.
-
-    Deep ensembles (Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4), token by token.
-    Its logits are log-probabilities, float32.
-    """
-
-    def __init__(self, members: Sequence[LanguageModel]) -> None:
-        self._members = list(members)
-        self.device = members[0].device
-        self.vocabulary = members[0].vocabulary
-        self.context = members[0].context
-
-    @torch.inference_mode()
-    def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
-        """See LanguageModel."""
-        return _log_mean((one.logits(ids, keep) for one in self._members), len(self._members))
-
-    @torch.inference_mode()
-    def step(
-        self, ids: torch.Tensor, mask: torch.Tensor, cache: object
-    ) -> tuple[torch.Tensor, object]:
-        """See LanguageModel; the cache is the list of the members' caches."""
-        caches = cache if isinstance(cache, list) else [None] * len(self._members)
-        found = [
-            member.step(ids, mask, past) for member, past in zip(self._members, caches, strict=True)
-        ]
-        return _log_mean((logits for logits, _ in found), len(found)), [past for _, past in found]
-
-
-def _log_mean(members: Iterable[torch.Tensor], count: int) -> torch.Tensor:
-    """Return the logarithm of the mean of softmax(logits), float32, over members of [..., V]."""
-    each = (torch.log_softmax(logits.float(), dim=-1) for logits in members)
-    return functools.reduce(torch.logaddexp, each) - math.log(count)
+def _continued(past: Past | None) -> dict[str, Any]:
+    if past is None:
+        return {"use_cache": False}
+    cache: Any = copy.deepcopy(past.state)
+    cache.reorder_cache(past.rows)
+    return {"use_cache": True, "past_key_values": cache}
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -182,8 +140,7 @@ def best_device(name: str | None) -> torch.device:
 
 
 def _reason(problem: Exception) -> str:
-    lines = str(problem).strip().splitlines()
-    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__
+    return f"{type(problem).__name__}: {first_line(problem)}"
 
 
 def _config(folder: Path) -> Any:

@@ -15,7 +15,8 @@ import torch
 from evomerge import decoding
 from evomerge.decoding import Forced, TokenSequence, greedy, teacher_force
 from evomerge.errors import DataError
-from evomerge.models import Ensemble, LanguageModel, load_tokenizer
+from evomerge.language_model import Ensemble, LanguageModel, Past
+from evomerge.models import load_tokenizer
 from tests.architectures import CONFIGS, VOCABULARY, live, reference, save_random
 
 CPU = torch.device("cpu")
@@ -60,6 +61,69 @@ def test_forced_numbers_are_those_of_plain_forward_passes(name: str, tmp_path: P
         assert forced.log_probability[mine] == pytest.approx(log_probability, abs=1e-5)
         assert forced.margin[mine] == pytest.approx(margin, abs=2e-5)
         assert forced.choice[mine].tolist() == choice.tolist()
+
+
+def with_common_beginnings(header: int, prompt: int, options: int) -> list[TokenSequence]:
+    """Nine items of several options: a header for all, a prompt for each item, then the option."""
+    generator = np.random.default_rng(5)
+
+    def draw(size: int) -> tuple[int, ...]:
+        return tuple(generator.integers(0, VOCABULARY, size=size).tolist())
+
+    opening, found = draw(header), []
+    for _ in range(9):
+        middle = draw(prompt + int(generator.integers(0, 4)))
+        for _ in range(options):
+            tail = draw(int(generator.integers(1, 5)))
+            found.append(TokenSequence(opening + middle + tail, len(tail)))
+    return found
+
+
+class Spy:
+    """A model that counts the tokens that it runs."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self.device, self.vocabulary, self.context = model.device, model.vocabulary, model.context
+        self.step, self.tokens = model.step, 0
+
+    def logits(self, ids: torch.Tensor, keep: int, past: Past | None = None) -> torch.Tensor:
+        self.tokens += ids.numel()
+        return self._model.logits(ids, keep, past)
+
+    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
+        self.tokens += ids.numel()
+        return self._model.remember(ids, past)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "ensemble"])
+@pytest.mark.parametrize(
+    ("header", "prompt", "options", "share"),
+    [(25, 8, 1, 0.6), (0, 25, 4, 0.55), (20, 20, 4, 0.45), (12, 3, 3, 1.3)],
+)
+def test_what_sequences_share_is_run_once(
+    name: str, header: int, prompt: int, options: int, share: float, tmp_path: Path
+) -> None:
+    seeds = (0, 1) if name == "ensemble" else (0,)
+    kind = "llama" if name == "ensemble" else name
+    folders = [save_random(tmp_path / str(seed), kind, seed) for seed in seeds]
+    plain = [reference(folder) for folder in folders]
+    model = Spy(Ensemble([live(one) for one in folders]) if len(seeds) > 1 else live(folders[0]))
+    sequences = with_common_beginnings(header, prompt, options)
+    forced = teacher_force(model, sequences)
+    assert all(len(one.ids) < 60 for one in sequences)
+    if name != "mamba":  # which has no state to go on from
+        assert model.tokens < share * sum(len(one.ids) for one in sequences)
+    for index, one in enumerate(sequences):
+        with torch.inference_mode():
+            each = [
+                other(torch.tensor([one.ids])).logits[0].double().softmax(-1) for other in plain
+            ]
+        logs = torch.stack(each).mean(0).log()
+        first = len(one.ids) - one.scored
+        expected = [float(logs[place - 1, one.ids[place]]) for place in range(first, len(one.ids))]
+        mine = slice(*forced.starts[index : index + 2])
+        assert forced.log_probability[mine] == pytest.approx(expected, abs=3e-5)
 
 
 def test_sums_and_least_margins() -> None:
@@ -144,10 +208,13 @@ class Counting:
     context: int | None = None
     asked: list[int] = field(default_factory=list)
 
-    def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def logits(self, ids: torch.Tensor, keep: int, past: Past | None = None) -> torch.Tensor:
         self.asked.append(len(ids) * keep * self.vocabulary)
         found = torch.zeros((1, 1, 1), dtype=torch.bfloat16).expand(len(ids), keep, self.vocabulary)
         return found.clone() if self.vocabulary < 100 else found
+
+    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
+        return None
 
     def step(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: object
@@ -174,7 +241,7 @@ def test_a_tie_goes_to_the_lower_token_as_argmax_has_it() -> None:
 class Broken(Counting):
     """A model whose logits are not numbers."""
 
-    def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
+    def logits(self, ids: torch.Tensor, keep: int, past: Past | None = None) -> torch.Tensor:
         return torch.full((len(ids), keep, self.vocabulary), float("nan"))
 
 

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from evomerge.errors import CheckpointError
-from evomerge.models import Ensemble, LiveModel, best_device, load_tokenizer, use_threads
+from evomerge.language_model import Ensemble
+from evomerge.models import LiveModel, best_device, load_tokenizer, use_threads
 from tests.architectures import CONFIGS, VOCABULARY, live, reference, save_random, tensors_of
 
 CPU = torch.device("cpu")
@@ -222,3 +223,14 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     use_threads(450_000)
     assert chosen == [1]
+
+
+def test_nothing_is_said_on_the_terminal(
+    trained_family: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tensors = tensors_of(save_random(tmp_path, "qwen2"))
+    capfd.readouterr()  # of saving
+    LiveModel(tmp_path, tensors | {"model.unknown.weight": torch.ones(3)}, CPU).logits(IDS, 1)
+    tokenizer = load_tokenizer(trained_family / "base")
+    assert len(tokenizer("a" * 100)["input_ids"]) == 100 > tokenizer.model_max_length
+    assert capfd.readouterr() == ("", "")

@@ -73,7 +73,7 @@ class Merger:
         shapes = [checkpoints[0].tensors[name].shape for name in merged]
         self._fused = choose_kernel(kernel, sum(map(math.prod, shapes)), self.device)
         self._must_fuse = kernel == "fused"
-        self._statistics = InputStatistics(self._read, len(checkpoints), self._layout.tensors)
+        self._statistics = InputStatistics(self._read, self._layout.tensors)
 
     def _load(self, number: int, checkpoint: Checkpoint) -> None:
         buffers = allocate(self._layout, self.device, number)

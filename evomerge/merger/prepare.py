@@ -30,10 +30,9 @@ Read = Callable[[int, int], torch.Tensor]  # (input, tensor) → its elements, f
 
 @dataclass
 class InputStatistics:
-    """Statistics of N inputs with T tensors, computed on demand."""
+    """Statistics of inputs with T tensors, computed on demand."""
 
     read: Read
-    inputs: int
     tensors: Sequence[str]
     _inner: dict[tuple[int, int], Array] = field(default_factory=dict)
     _lookup: dict[tuple[object, ...], tuple[float, float]] = field(default_factory=dict)

@@ -56,8 +56,8 @@ class Optimizer(Protocol):
         """Report a slot; None is a failed trial. Raises StudyError where a replay differs."""
         ...
 
-    def recommend(self) -> dict[str, Any] | None:
-        """Return the optimizer's own idea of the optimum beside the best trial, if it has one."""
+    def recommend(self) -> int | None:
+        """Return the slot of the optimizer's own idea of the optimum, if it has told one."""
         ...
 
 

@@ -20,7 +20,7 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from evomerge.expressions import Hole, Values
+from evomerge.expressions import Hole, Values, snap
 from evomerge.genome import Genome
 from evomerge.optimizers import Evaluated
 
@@ -35,8 +35,7 @@ def distribution(hole: Hole) -> BaseDistribution:
         return IntDistribution(int(hole.low), int(hole.high), step=int(hole.step or 1))
     if hole.step is None:
         return FloatDistribution(hole.low, hole.high, log=hole.log)
-    steps = int((hole.high - hole.low) / hole.step + 1e-9)
-    return FloatDistribution(hole.low, round(hole.low + steps * hole.step, 10), step=hole.step)
+    return FloatDistribution(hole.low, hole.high, step=hole.step)
 
 
 class ReplayedSampler:
@@ -80,11 +79,12 @@ class ReplayedSampler:
         """Remember the slot."""
         self._known.append(self._trial(values, fitness))
 
-    def recommend(self) -> dict[str, Any] | None:
-        """There is nothing beside the best trial."""
+    def recommend(self) -> int | None:
+        """Return None: the best trial is all there is."""
         return None
 
 
 def _tidy(hole: Hole, value: Any) -> Any:
     """Return the value on the hole's grid to the last bit, which the merger's tables ask for."""
-    return round(value, 10) if hole.kind == "float" and hole.step is not None else value
+    on_grid = hole.kind == "float" and hole.step is not None
+    return snap(value, hole.low, hole.high, hole.step) if on_grid else value

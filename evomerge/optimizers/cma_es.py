@@ -48,6 +48,9 @@ def create(settings: Settings, genome: Genome, seed: int, start: Sequence[Evalua
 class CmaEs:
     """CMA-ES told whole generations in asking order.
 
+    From the second generation on, the mean of the distribution takes a slot before the members: it
+    is evaluated as a trial of its own and not told to the strategy.
+
     Hansen 2016, The CMA evolution strategy: a tutorial, arXiv:1604.00772; the diagonal variant is
     Ros and Hansen 2008, A simple modification in CMA-ES achieving linear time and space complexity.
     """
@@ -73,7 +76,8 @@ class CmaEs:
         self._size: int = self._strategy.popsize
         self._generation = -1
         self._population: list[npt.NDArray[np.float64]] = []
-        self._told: dict[int, float | None] = {}
+        self._told: list[float | None] = []  # of the generation, in slot order
+        self._last_mean: int | None = None
 
     @contextlib.contextmanager
     def _lent_stream(self) -> Iterator[None]:
@@ -86,44 +90,50 @@ class CmaEs:
             self._random = np.random.get_state(legacy=False)
             np.random.set_state(callers)
 
-    def horizon(self, slot: int) -> int:
-        """Return the start of the slot's generation."""
-        return slot - slot % self._size
+    def _place(self, slot: int) -> tuple[int, int | None]:
+        """Return the generation of a slot and its member, None for the mean before the members."""
+        generation, member = divmod(slot + 1, self._size + 1)
+        return generation, member - 1 if member else None
 
-    def _sample(self, slot: int) -> npt.NDArray[np.float64]:
-        if slot // self._size != self._generation:
-            assert slot // self._size == self._generation + 1
+    def horizon(self, slot: int) -> int:
+        """Return the first slot of the slot's generation."""
+        return max(0, self._place(slot)[0] * (self._size + 1) - 1)
+
+    def _point(self, slot: int) -> dict[str, Any]:
+        generation, member = self._place(slot)
+        if member is None:
+            return self._genome.from_unit(np.clip(self._strategy.result.xfavorite, 0, 1))
+        if generation != self._generation:
+            assert generation == self._generation + 1
             assert not self._told
             with self._lent_stream():
                 self._population = self._strategy.ask()
             self._generation += 1
-        return self._population[slot % self._size]
+        return self._genome.from_unit(self._population[member])
 
     def ask(self, slot: int) -> dict[str, Any]:
-        """Return the slot's member of its generation."""
-        return self._genome.from_unit(self._sample(slot))
+        """Return the slot's member of its generation, or the mean that goes before them."""
+        return self._point(slot)
 
     def tell(self, slot: int, values: Values, fitness: float | None) -> None:
         """Note the slot; with the last of a generation, update. A failed trial is the worst."""
-        mine = self._genome.from_unit(self._sample(slot))
-        if self._genome.distance(mine, values) > _REPLAY_TOLERANCE:
+        if self._genome.distance(self._point(slot), values) > _REPLAY_TOLERANCE:
             raise StudyError(
                 f"expected the recorded trial at slot {slot} to be what the seed proposes, got "
                 "other parameters; the study was made with another version of evomerge or pycma"
             )
-        self._told[slot] = fitness
+        if self._place(slot)[1] is None:
+            self._last_mean = slot if fitness is not None else self._last_mean
+            return
+        self._told.append(fitness)
         if len(self._told) < self._size:
             return
-        known = [fitness for fitness in self._told.values() if fitness is not None]
-        worst = min(known, default=0.0)
-        losses = [
-            -(worst if self._told[slot] is None else self._told[slot])  # type: ignore[operator]
-            for slot in sorted(self._told)
-        ]
+        worst = min((one for one in self._told if one is not None), default=0.0)
+        losses = [-(worst if one is None else one) for one in self._told]
         with self._lent_stream():
             self._strategy.tell(self._population, losses)
         self._told.clear()
 
-    def recommend(self) -> dict[str, Any] | None:
-        """Return the mean of the distribution, which noise moves less than the best trial."""
-        return self._genome.from_unit(np.clip(self._strategy.result.xfavorite, 0, 1))
+    def recommend(self) -> int | None:
+        """Return the slot of the last mean, which noise misleads less than the best trial."""
+        return self._last_mean

@@ -42,6 +42,6 @@ class RandomSearch:
     def tell(self, slot: int, values: Values, fitness: float | None) -> None:
         """Nothing is learnt."""
 
-    def recommend(self) -> dict[str, Any] | None:
-        """There is nothing beside the best trial."""
+    def recommend(self) -> int | None:
+        """Return None: the best trial is all there is."""
         return None

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge import plugins
 from evomerge.errors import Place
-from evomerge.models import LanguageModel
+from evomerge.language_model import LanguageModel
 
 Vector = npt.NDArray[np.float64]
 

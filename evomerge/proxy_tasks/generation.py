@@ -15,7 +15,8 @@ from pydantic import Field, field_validator
 
 from evomerge.decoding import Forced, Integers, TokenSequence, greedy, teacher_force
 from evomerge.errors import Place
-from evomerge.models import LanguageModel, Tokenizer
+from evomerge.language_model import LanguageModel
+from evomerge.models import Tokenizer
 from evomerge.proxy_tasks import ItemScores, TaskSettings, Vector, sigmoid_of_margin
 from evomerge.proxy_tasks._data import Row, fill
 from evomerge.proxy_tasks._tokens import encode_after
@@ -34,7 +35,9 @@ class Settings(TaskSettings):
         "(default: the answer)",
     )
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        [], description="texts that end the answer, besides the end-of-text token"
+        [],
+        description="texts that end the answer, besides the end-of-text token; "
+        "the first ends targets",
     )
     extract: str | None = Field(
         None,

@@ -11,7 +11,8 @@ from pydantic import Field
 
 from evomerge.decoding import teacher_force
 from evomerge.errors import Place
-from evomerge.models import LanguageModel, Tokenizer
+from evomerge.language_model import LanguageModel
+from evomerge.models import Tokenizer
 from evomerge.proxy_tasks import ItemScores, TaskSettings, sigmoid_of_margin
 from evomerge.proxy_tasks._data import Row, field, fill, only_field
 from evomerge.proxy_tasks._tokens import encode_after
@@ -31,7 +32,7 @@ class Settings(TaskSettings):
     normalize: Literal["tokens", "characters", "none"] = Field(
         "tokens", description="divide an option's log-likelihood by its length in these"
     )
-    separator: str = Field(" ", description="text between the prompt and an option")
+    separator: str = Field(" ", description="text between the prompt and an option, not in a chat")
     temperature: float = Field(0.1, gt=0, description="τ of sigmoid(margin/τ)")
 
 

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from evomerge.decoding import TokenSequence, teacher_force
 from evomerge.errors import Place
-from evomerge.models import LanguageModel, Tokenizer
+from evomerge.language_model import LanguageModel
+from evomerge.models import Tokenizer
 from evomerge.proxy_tasks import ItemScores, TaskSettings
 from evomerge.proxy_tasks._data import Row, fill
 from evomerge.proxy_tasks._tokens import encode_after

@@ -23,7 +23,7 @@ def finish_study(
     scorer: Scorer,
     space: SearchSpace,
     prior: Baselines,
-    recommended: Mapping[str, Any] | None,
+    recommended: int | None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Pick the winner and score it and the baselines on all splits; returns the report as data.
@@ -56,23 +56,20 @@ def _pick(
     store: Store,
     scorer: Scorer,
     space: SearchSpace,
-    recommended: Mapping[str, Any] | None,
+    recommended: int | None,
     experts: Sequence[Row],
     progress: Progress,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Score the finalists on the select split; the best normalized accuracy wins.
 
-    Finalists are the best trials on the search split and the optimizer's recommendation, which
-    noise misleads less than the best of many noisy trials.
+    Finalists are the best trials on the search split and the trial that the optimizer recommends,
+    which noise misleads less than the best of many noisy ones.
     """
+    trials = store.trials()
     candidates: list[dict[str, Any]] = [
         {"name": f"trial {one.number}", "trial": one.number, "values": dict(one.values)}
-        for one in _best_trials(store.trials())
+        for one in _finalists(trials, recommended)
     ]
-    if recommended is not None:
-        candidates.append(
-            {"name": "mean of the search", "trial": None, "values": dict(recommended)}
-        )
     if not candidates:
         raise StudyError("no trial of the study succeeded, so there is no winner")
     references = [row_scores(store, scorer, row, "select") for row in experts]
@@ -97,6 +94,12 @@ def _pick(
 def _mean(scores: TaskScores) -> float:
     means = mean_scores(scores)
     return sum(means.values()) / len(means)
+
+
+def _finalists(trials: Sequence[TrialRecord], recommended: int | None) -> list[TrialRecord]:
+    best = _best_trials(trials)
+    others = [one for one in trials if one.slot == recommended and one not in best]
+    return best + others
 
 
 def _best_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:

@@ -67,18 +67,18 @@ class Run:
                 f"no input model answers one search item of {task} right; "
                 "check its prompt and answer"
             )
-        optimizer = self.trials(prior)
+        recommended = self.trials(prior)
         return finish_study(
             self.store,
             self.scorer,
             self.checked.space,
             prior,
-            None if optimizer is None else optimizer.recommend(),
+            recommended,
             self.watcher.stage,
         )
 
-    def trials(self, prior: Baselines) -> Optimizer | None:
-        """Run what is missing of the trials; returns the optimizer, told everything."""
+    def trials(self, prior: Baselines) -> int | None:
+        """Run what is missing of the trials; returns the slot that the optimizer recommends."""
         space = self.checked.space
         points = starting_points(space.weighted, space.initial, prior.starts)[: self.total]
         search = _Replay(self, points)
@@ -99,7 +99,7 @@ class Run:
                 search.results.append(Evaluated(values, fitness))
             else:
                 search.results.append(Evaluated(record.values, record.fitness))
-        return search.told_all()
+        return search.recommended()
 
     def _evaluate(self, number: int, values: Mapping[str, Any], fitness: Fitness) -> float | None:
         try:
@@ -134,13 +134,15 @@ class _Replay:
         self._tell(optimizer.horizon(slot - first))
         return optimizer.ask(slot - first)
 
-    def told_all(self) -> Optimizer | None:
-        """Return the optimizer after telling it every result; None before its first slot."""
-        if len(self.results) <= len(self._points):
+    def recommended(self) -> int | None:
+        """Return the slot that the optimizer, told every result, recommends, if any."""
+        first = len(self._points)
+        if len(self.results) <= first:
             return None
-        self._ready()
-        self._tell(len(self.results) - len(self._points))
-        return self._optimizer
+        optimizer = self._ready()
+        self._tell(len(self.results) - first)
+        found = optimizer.recommend()
+        return None if found is None else first + found
 
     def _ready(self) -> Optimizer:
         if self._optimizer is None:

@@ -11,8 +11,9 @@ from evomerge.checkpoints import Checkpoint, ModelRef
 from evomerge.errors import CandidateError
 from evomerge.evaluator import Evaluator, Split, TaskItems
 from evomerge.fitness import TaskScores
+from evomerge.language_model import Ensemble
 from evomerge.merger import Merger
-from evomerge.models import Ensemble, LiveModel, best_device, load_tokenizer, use_threads
+from evomerge.models import LiveModel, best_device, load_tokenizer, use_threads
 from evomerge.recipe import Recipe
 
 Progress = Callable[[str, int, int], None]

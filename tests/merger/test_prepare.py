@@ -24,7 +24,7 @@ def made(dtype: torch.dtype, inputs: int = 3) -> tuple[list[list[torch.Tensor]],
 
 
 def statistics_of(data: Sequence[Sequence[torch.Tensor]]) -> InputStatistics:
-    return InputStatistics(lambda number, tensor: data[number][tensor], len(data), NAMES)
+    return InputStatistics(lambda number, tensor: data[number][tensor], NAMES)
 
 
 def magnitudes(data: Sequence[Sequence[torch.Tensor]], model: int, tensor: int) -> np.ndarray:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from evomerge.language_model import Past
+
 CPU = torch.device("cpu")
 Rule = Callable[[tuple[int, ...]], dict[int, float]]
 
@@ -25,13 +27,17 @@ class Scripted:
             found[token] = logit
         return found
 
-    def logits(self, ids: torch.Tensor, keep: int) -> torch.Tensor:
-        width = ids.shape[1]
+    def logits(self, ids: torch.Tensor, keep: int, past: Past | None = None) -> torch.Tensor:
+        whole = _after_past(ids, past)
+        width = whole.shape[1]
         rows = [
             torch.stack([self._after(row[: end + 1]) for end in range(width - keep, width)])
-            for row in ids.tolist()
+            for row in whole.tolist()
         ]
         return torch.stack(rows)
+
+    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
+        return _after_past(ids, past)
 
     def step(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: object
@@ -43,6 +49,13 @@ class Scripted:
             for row in zip(seen.tolist(), mask.tolist(), strict=True)
         ]
         return torch.stack([self._after(row) for row in rows]), seen
+
+
+def _after_past(ids: torch.Tensor, past: Past | None) -> torch.Tensor:
+    if past is None:
+        return ids
+    assert isinstance(past.state, torch.Tensor)
+    return torch.cat([past.state[past.rows], ids], dim=1)
 
 
 def saying(prompt: tuple[int, ...], text: tuple[int, ...], sure: float = 3.0) -> Rule:

@@ -141,14 +141,15 @@ SENTENCES: list[tuple[str, Any, str]] = [
     (
         "tasks.generation.stop",
         "\n",
-        "expected a list of texts (texts that end the answer, besides the end-of-text token),"
-        " got '\\n' at tasks.generation.stop in study.yaml",
+        "expected a list of texts (texts that end the answer, besides the end-of-text token; "
+        "the first ends targets), got '\\n' at tasks.generation.stop in study.yaml",
     ),
     (
         "tasks.generation.stop",
         ["x", ""],
         "expected a text that is not empty (texts that end the answer, besides the "
-        "end-of-text token), got '' at tasks.generation.stop[1] in study.yaml",
+        "end-of-text token; the first ends targets), got '' at tasks.generation.stop[1] in "
+        "study.yaml",
     ),
     (
         "tasks.generation.extract",
