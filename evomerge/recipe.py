@@ -51,8 +51,8 @@ class Recipe:
 
     @property
     def base(self) -> ModelRef | None:
-        """The base model of the arithmetic; None for a method that has none."""
-        return self.base_model if self.method.base == "required" else None
+        """The base model of the arithmetic; None for a method or recipe without."""
+        return None if self.method.base == "unused" else self.base_model
 
     @property
     def donor(self) -> ModelRef:

@@ -64,18 +64,30 @@ def _merge(
     if method == "slerp":
         return _slerp(base.astype(float), models[0].astype(float), float(own["t"]), inputs)
     deltas = [model - base for model in models]  # float32: thresholds are exact in it
-    if method == "task_arithmetic":
-        kept = np.ones((len(models), len(base)), dtype=bool)
-        return _task_vectors(base, deltas, kept, np.zeros_like(kept), own, inputs)
-    if method == "ties":
-        pairs = [trim(delta, float(d)) for delta, d in zip(deltas, own["density"], strict=True)]
-        kept, equal = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
-        return _task_vectors(base, deltas, kept, equal, own, inputs)
-    masks = [
-        uniform(int(own["seed"]), position, len(models), name, len(base)) < np.float32(d)
-        for position, d in enumerate(own["density"])
-    ]
-    return _task_vectors(base, deltas, np.stack(masks), np.zeros_like(np.stack(masks)), own, inputs)
+    kept, equal, mass = _sparsify(method, deltas, own, name)
+    consensus = method.endswith("ties")
+    return _task_vectors(base, deltas, kept, equal, mass, own, inputs, consensus)
+
+
+def _sparsify(
+    method: str, deltas: Sequence[npt.NDArray[np.float32]], own: Mapping[str, Array], name: str
+) -> tuple[Mask, Mask, Array]:
+    """Return what is kept, entries equal to a bound that not all of them pass, the mass kept."""
+    found = []
+    for position, delta in enumerate(deltas):
+        density = float(own["density"][position]) if "density" in own else 1.0
+        if method.startswith("breadcrumbs"):
+            gamma = float(own["gamma"][position])
+            found.append(band(delta, density, gamma))
+        elif method.startswith("dare"):
+            drawn = uniform(int(own["seed"]), position, len(deltas), name, len(delta))
+            kept = drawn < np.float32(density)
+            mass = float(np.abs(delta[kept]).sum(dtype=float))
+            found.append((kept, np.zeros_like(kept), mass))
+        else:
+            found.append(trim(delta, density))
+    kept, equal, mass = zip(*found, strict=True)
+    return np.stack(kept), np.stack(equal), np.array(mass)
 
 
 def uniform(
@@ -88,15 +100,33 @@ def uniform(
     return drawn
 
 
-def trim(delta: npt.NDArray[np.float32], density: float) -> tuple[Mask, Mask]:
-    """Return what is kept, and which entries equal a threshold that not all of them pass."""
-    magnitude = np.abs(delta)
+def trim(delta: npt.NDArray[np.float32], density: float) -> tuple[Mask, Mask, float]:
+    """Keep the largest magnitudes, at least one."""
     if density >= 1:
-        return np.ones(len(delta), dtype=bool), np.zeros(len(delta), dtype=bool)
+        return _between(delta, 0, len(delta))
     count = max(1, int(density * len(delta)))
-    threshold = np.sort(magnitude)[::-1][count - 1]
-    kept = magnitude >= threshold
-    return kept, (magnitude == threshold) & (int(kept.sum()) > count)
+    return _between(delta, len(delta) - count, len(delta))
+
+
+def band(delta: npt.NDArray[np.float32], density: float, gamma: float) -> tuple[Mask, Mask, float]:
+    """Keep the largest magnitudes but for the very largest."""
+    if density >= 1:
+        return _between(delta, 0, len(delta))
+    count = int(density * len(delta))
+    first = max(0, len(delta) - count - int(gamma * len(delta)))
+    return _between(delta, first, first + count)
+
+
+def _between(delta: npt.NDArray[np.float32], first: int, end: int) -> tuple[Mask, Mask, float]:
+    magnitude = np.abs(delta)
+    if end <= first:
+        nothing = np.zeros(len(delta), dtype=bool)
+        return nothing, nothing, 0.0
+    ordered = np.sort(magnitude)
+    bounds = (ordered[first], ordered[end - 1])
+    kept = (magnitude >= bounds[0]) & (magnitude <= bounds[1])
+    equal = np.isin(magnitude, bounds) & (int(kept.sum()) > end - first)
+    return kept, equal, float(ordered[first:end].sum(dtype=float))
 
 
 def _task_vectors(
@@ -104,24 +134,21 @@ def _task_vectors(
     deltas: Sequence[npt.NDArray[np.float32]],
     kept: Mask,
     equal: Mask,
+    mass: Array,
     own: Mapping[str, Array],
     inputs: npt.NDArray[np.float32],
+    consensus: bool,
 ) -> Expected:
     weight = own["weight"][:, None]
     exact = np.stack(deltas).astype(float)
     sparse = np.where(kept, exact, 0.0)
     if own.get("rescale"):
         total = np.abs(exact).sum(axis=1)
-        left = np.abs(sparse).sum(axis=1)
-        if equal.any():  # the mass of the k largest, whichever of the equal ones are among them
-            counts = np.maximum(1, (own["density"] * exact.shape[1]).astype(int))
-            ordered = np.sort(np.abs(exact), axis=1)[:, ::-1]
-            left = np.array([row[:k].sum() for row, k in zip(ordered, counts, strict=True)])
-        usable = (total >= 1e-7) & (left >= 1e-7)
-        sparse = sparse * np.where(usable, total / np.where(usable, left, 1), 1)[:, None]
+        usable = (total >= 1e-7) & (mass >= 1e-7)
+        sparse = sparse * np.where(usable, total / np.where(usable, mass, 1), 1)[:, None]
     terms = sparse * weight
     undecided: Mask = np.asarray(equal.any(axis=0))
-    if "density" in own:
+    if consensus:
         total = terms.sum(axis=0)
         undecided |= np.abs(total) < 1e-5 * np.abs(terms).sum(axis=0)
         agrees = np.where(total >= 0, terms > 0, terms < 0)

@@ -39,7 +39,8 @@ class Parameter:
     """One parameter of a merge method: validation, search range and documentation in one.
 
     `default` None means that a recipe must give it. `low` and `high` bound what a recipe may say;
-    `search` is the range that a search space takes where it names none.
+    `search` is the range that a search space takes where it names none. Bounds of a truth value
+    single out the one that is supported.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Parameter:
     def bounds(self) -> str:
         """The allowed values in words: `(0, 1]`, `a number`, `true or false`."""
         if self.kind == "bool":
-            return "true or false"
+            return "false" if self.high < 1 else "true" if self.low > 0 else "true or false"
         noun = "a whole number" if self.kind == "int" else "a number"
         if np.isinf(self.low) and np.isinf(self.high):
             return noun
@@ -70,7 +71,7 @@ class Parameter:
     def accepts(self, value: object) -> bool:
         """Return whether one scalar of a recipe is a legal value."""
         if self.kind == "bool":
-            return isinstance(value, bool)
+            return isinstance(value, bool) and self.low <= value <= self.high
         if not is_number(value) or (self.kind == "int" and not isinstance(value, int)):
             return False
         low_ok = value > self.low if self.low_open else value >= self.low
@@ -88,12 +89,24 @@ class Statistics(Protocol):
         """Return the inner products of the flattened inputs, float64 [T, N, N]."""
         ...
 
+    def task_gram(self) -> Array:
+        """Return the inner products of the flattened task vectors, float64 [T, M, M]."""
+        ...
+
     def thresholds(self, density: Array) -> Array:
         """Return the k-th largest magnitude, k = max(1, int(density·n)), for each [M, T]."""
         ...
 
     def magnitude_rescale(self, density: Array) -> Array:
         """Return Σ|δ| / Σ|kept δ| where the k largest magnitudes are kept, for each [M, T]."""
+        ...
+
+    def bands(self, density: Array, gamma: Array) -> tuple[Array, Array, Array]:
+        """Return least magnitude, largest magnitude and Σ|δ| / Σ|kept δ| for each [M, T].
+
+        What is kept are int(density·n) entries, the largest but for int(gamma·n) larger ones. Where
+        that is nothing, the least magnitude is above the largest.
+        """
         ...
 
     def mask_rescale(self, density: Array, seed: int) -> Array:
@@ -128,6 +141,7 @@ Kernel = Callable[
 class MergeMethod:
     """A merge method: declaration, plan and kernel.
 
+    With `base` "optional", a recipe without a base model merges the models themselves.
     `plan` turns settings into columns, each an array [T] or [M, T].
     `kernel(base, models, columns, uniform)` gets float32 tensors [rows, width], each column as a
     sequence of [rows, 1] tensors (one for a column [T], M for a column [M, T]) and `uniform(i)`,
@@ -138,7 +152,7 @@ class MergeMethod:
     paper: str
     equation: str
     parameters: tuple[Parameter, ...]
-    base: Literal["required", "unused"]
+    base: Literal["required", "optional", "unused"]
     plan: Plan
     kernel: Kernel
     minimum: int = 1  # number of models, the base not counted

@@ -26,6 +26,10 @@ LAMBDA = Parameter(
 INT8_MASK = Parameter(
     "int8_mask", "global", "bool", False, "accepted for compatibility; has no effect"
 )
+GAMMA = Parameter(
+    "gamma", "model", "float", 0.01, "fraction of the task vector's largest entries to drop",
+    low=0.0, high=1.0,
+)  # fmt: skip
 SEED = Parameter("seed", "global", "int", 0, "seed of the random masks", low=0, high=2**32 - 1)
 
 
@@ -52,6 +56,49 @@ def weighted_columns(settings: Settings, gain: Array) -> dict[str, Array]:
     }
 
 
+def summed_columns(settings: Settings, gain: Array | float = 1.0) -> dict[str, Array]:
+    """Return the column of a method without sign consensus: λ w / d, and `gain` [M, T] with it."""
+    weight = settings["weight"]
+    total = weight.sum(axis=0)
+    divisor = np.where((settings["normalize"] == 0) | (np.abs(total) < 1e-8), 1.0, total)
+    return {"factor": weight / divisor * settings["lambda"] * gain}
+
+
+def mask_gain(settings: Settings) -> Array:
+    """Return what restores the L1 norm of each task vector under its random mask, [M, T]."""
+    density = settings["density"]
+    if not settings["rescale"].any():
+        return np.ones_like(density)
+    gain = settings.statistics.mask_rescale(density, settings.seed)
+    return np.where(settings["rescale"] > 0, gain, 1.0)
+
+
+def band_columns(settings: Settings) -> tuple[dict[str, Array], Array]:
+    """Return the bounds of the magnitudes that stay, and what restores the L1 norm, [M, T]."""
+    least, largest, gain = settings.statistics.bands(settings["density"], settings["gamma"])
+    bounds = {"least": least, "largest": largest}
+    return bounds, np.where(settings["rescale"] > 0, gain, 1.0)
+
+
+def within_band(delta: torch.Tensor, columns: Columns, index: int) -> torch.Tensor:
+    """Return the entries of a task vector whose magnitude is within its bounds, 0 elsewhere."""
+    magnitude = delta.abs()
+    kept = magnitude.clone().ge_(columns["least"][index]) * magnitude.le_(columns["largest"][index])
+    return delta * kept
+
+
+def add_to(base: torch.Tensor, weighted: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Add up weighted task vectors first and the base last, so that no large terms cancel."""
+    return base + _sum(weighted)
+
+
+def _sum(terms: Sequence[torch.Tensor]) -> torch.Tensor:
+    total = terms[0]
+    for one in terms[1:]:
+        total = total + one
+    return total
+
+
 def elect_and_merge(
     base: torch.Tensor, weighted: Sequence[torch.Tensor], columns: Columns
 ) -> torch.Tensor:
@@ -62,9 +109,7 @@ def elect_and_merge(
     """
     # Masks are factors 0.0 and 1.0, compared in place: eager PyTorch has vector instructions for
     # these and none for torch.where, which took ten times as long.
-    total = weighted[0]
-    for one in weighted[1:]:
-        total = total + one
+    total = _sum(weighted)
     elected = torch.copysign(torch.ones_like(total), total)  # a total of −0 has nothing to elect
     merged = torch.zeros_like(base)
     divisor = torch.zeros_like(base)

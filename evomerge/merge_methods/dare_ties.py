@@ -14,6 +14,7 @@ from evomerge.merge_methods._task_vectors import (
     SEED,
     WEIGHT,
     elect_and_merge,
+    mask_gain,
     normalize,
     rescale,
     weighted_columns,
@@ -22,13 +23,7 @@ from evomerge.merge_methods._task_vectors import (
 
 def plan(settings: Settings) -> dict[str, Array]:
     """Look up how much of each task vector's L1 norm its mask keeps."""
-    density = settings["density"]
-    gain = (
-        settings.statistics.mask_rescale(density, settings.seed)
-        if settings["rescale"].any()
-        else density * 0 + 1
-    )
-    return {**weighted_columns(settings, gain), "density": density}
+    return {**weighted_columns(settings, mask_gain(settings)), "density": settings["density"]}
 
 
 def kernel(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
 from evomerge.merge_methods import Array, Columns, MergeMethod, Settings
-from evomerge.merge_methods._task_vectors import INT8_MASK, LAMBDA, WEIGHT, normalize
+from evomerge.merge_methods._task_vectors import (
+    INT8_MASK,
+    LAMBDA,
+    WEIGHT,
+    add_to,
+    normalize,
+    summed_columns,
+)
 
 
 def plan(settings: Settings) -> dict[str, Array]:
     """Fold λ and the divisor into one factor per model."""
-    weight = settings["weight"]
-    total = weight.sum(axis=0)
-    divisor = np.where((settings["normalize"] == 0) | (np.abs(total) < 1e-8), 1.0, total)
-    return {"factor": weight / divisor * settings["lambda"]}
+    return summed_columns(settings)
 
 
 def kernel(
@@ -25,12 +28,10 @@ def kernel(
     columns: Columns,
     uniform: Callable[[int], torch.Tensor],
 ) -> torch.Tensor:
-    """Add the weighted task vectors first and the base last, so that no large terms cancel."""
+    """Add the weighted task vectors to the base."""
     assert base is not None
-    total = (models[0] - base) * columns["factor"][0]
-    for index in range(1, len(models)):
-        total = total + (models[index] - base) * columns["factor"][index]
-    return base + total
+    factor = columns["factor"]
+    return add_to(base, [(model - base) * factor[i] for i, model in enumerate(models)])
 
 
 METHOD = MergeMethod(

@@ -34,26 +34,42 @@ class InputStatistics:
 
     read: Read
     tensors: Sequence[str]
-    _inner: dict[tuple[int, int], Array] = field(default_factory=dict)
-    _lookup: dict[tuple[object, ...], tuple[float, float]] = field(default_factory=dict)
+    _inner: dict[tuple[int, int, int | None], Array] = field(default_factory=dict)
+    _lookup: dict[tuple[object, ...], tuple[float, ...]] = field(default_factory=dict)
     _sorted: set[tuple[object, ...]] = field(default_factory=set)
 
-    def inner(self, one: int, other: int) -> Array:
-        """Return the inner products of two inputs' flattened tensors, float64 [T]."""
-        pair = (min(one, other), max(one, other))
-        if pair not in self._inner:
-            self._inner[pair] = np.array(
-                [_inner(*(self.read(index, t) for index in pair)) for t in range(len(self.tensors))]
-            )
-        return self._inner[pair]
+    def inner(self, one: int, other: int, base: int | None = None) -> Array:
+        """Return the inner products of two inputs' flattened tensors, float64 [T].
 
-    def magnitude(self, base: int, model: int, tensor: int, density: float) -> tuple[float, float]:
+        With `base` those of their task vectors, which no difference of inner products gives as
+        exactly.
+        """
+        key = (min(one, other), max(one, other), base)
+        if key not in self._inner:
+            self._inner[key] = np.array([self._product(*key, t) for t in range(len(self.tensors))])
+        return self._inner[key]
+
+    def _product(self, one: int, other: int, base: int | None, tensor: int) -> float:
+        origin = None if base is None else self.read(base, tensor)
+        return _inner(self.read(one, tensor), self.read(other, tensor), origin)
+
+    def magnitude(self, base: int, model: int, tensor: int, density: float) -> tuple[float, ...]:
         """Return (threshold, rescale) of keeping the int(density·n) largest magnitudes."""
         return self._find("magnitude", (base, model, tensor), density, self._by_magnitude)
 
+    def band(
+        self, base: int, model: int, tensor: int, density: float, gamma: float
+    ) -> tuple[float, ...]:
+        """Return (least, largest, rescale) of keeping int(density·n) below the int(gamma·n) top."""
+
+        def measure(where: tuple[int, int, int], densities: Array) -> Array:
+            return self._by_band(where, densities, gamma)
+
+        return self._find(("band", gamma), (base, model, tensor), density, measure)
+
     def mask(
         self, base: int, model: int, tensor: int, density: float, seed: int, position: int
-    ) -> tuple[float, float]:
+    ) -> tuple[float, ...]:
         """Return (density, rescale) of the Bernoulli mask of the model at `position`."""
 
         def measure(where: tuple[int, int, int], densities: Array) -> Array:
@@ -67,15 +83,15 @@ class InputStatistics:
         where: tuple[int, int, int],
         density: float,
         measure: Callable[[tuple[int, int, int], Array], Array],
-    ) -> tuple[float, float]:
+    ) -> tuple[float, ...]:
         found = self._lookup.get((kind, where, density))
         if found is None:
             on_grid = density in GRID and (kind, where) not in self._sorted
             densities = GRID if on_grid else np.array([density])
             if on_grid:
                 self._sorted.add((kind, where))
-            for one, pair in zip(densities, measure(where, densities), strict=True):
-                self._lookup[kind, where, float(one)] = (float(pair[0]), float(pair[1]))
+            for one, values in zip(densities, measure(where, densities), strict=True):
+                self._lookup[kind, where, float(one)] = tuple(map(float, values))
             found = self._lookup[kind, where, density]
         return found
 
@@ -97,6 +113,24 @@ class InputStatistics:
         below = np.concatenate([[0.0], np.cumsum(magnitudes, dtype=np.float64)])
         return np.stack([magnitudes[first], _ratio(below[-1], below[-1] - below[first])], axis=1)
 
+    def _by_band(self, where: tuple[int, int, int], densities: Array, gamma: float) -> Array:
+        magnitudes = self._magnitudes(where)
+        size = len(magnitudes)
+        if not size:
+            return np.stack([densities * 0, densities * 0 - 1, densities * 0 + 1], axis=1)
+        target = (densities * size).astype(np.int64)
+        nothing = target < 1
+        first = np.clip(size - target - int(gamma * size), 0, size - 1)
+        last = np.maximum(first, first + target - 1)
+        if len(densities) > 1:
+            magnitudes.sort()
+        else:
+            magnitudes.partition([first[0], last[0]])
+        below = np.concatenate([[0.0], np.cumsum(magnitudes, dtype=np.float64)])
+        gain = np.where(nothing, 1.0, _ratio(below[-1], below[last + 1] - below[first]))
+        largest = np.where(nothing, -1.0, magnitudes[last])
+        return np.stack([magnitudes[first], largest, gain], axis=1)
+
     def _by_mask(
         self, where: tuple[int, int, int], densities: Array, seed: int, position: int
     ) -> Array:
@@ -116,10 +150,14 @@ class InputStatistics:
         return np.stack([densities, _ratio(mass.sum(), np.cumsum(mass)[:-1])], axis=1)
 
 
-def _inner(one: torch.Tensor, other: torch.Tensor) -> float:
+def _inner(one: torch.Tensor, other: torch.Tensor, base: torch.Tensor | None) -> float:
     total = 0.0
     for start in range(0, len(one), _CHUNK):
-        products = one[start : start + _CHUNK].double() * other[start : start + _CHUNK].double()
+        part = slice(start, start + _CHUNK)
+        left, right = one[part].double(), other[part].double()
+        if base is not None:
+            left, right = left - base[part].double(), right - base[part].double()
+        products = left * right
         # Sums of rows come out alike under any number of threads, a sum of everything does not.
         rows = torch.nn.functional.pad(products, (0, -len(products) % WIDTH)).view(-1, WIDTH)
         total += float(rows.sum(dim=1).cpu().numpy().sum())
@@ -141,11 +179,18 @@ class Selected:
 
     def gram(self) -> Array:
         """Return the Gram matrices of the base, where there is one, and the models."""
-        chosen = ([] if self.base is None else [self.base]) + list(self.models)
+        return self._gram(([] if self.base is None else [self.base]) + list(self.models), None)
+
+    def task_gram(self) -> Array:
+        """Return the Gram matrices of the task vectors."""
+        assert self.base is not None
+        return self._gram(self.models, self.base)
+
+    def _gram(self, chosen: Sequence[int], base: int | None) -> Array:
         found = np.empty((len(self.source.tensors), len(chosen), len(chosen)))
         for row, one in enumerate(chosen):
             for column, other in enumerate(chosen):
-                found[:, row, column] = self.source.inner(one, other)
+                found[:, row, column] = self.source.inner(one, other, base)
         return found
 
     def thresholds(self, density: Array) -> Array:
@@ -157,27 +202,41 @@ class Selected:
         return self._magnitude(density)[..., 1]
 
     def _magnitude(self, density: Array) -> Array:
-        def find(model: int, tensor: int, value: float) -> tuple[float, float]:
+        def find(model: int, tensor: int, value: float) -> tuple[float, ...]:
             assert self.base is not None
             return self.source.magnitude(self.base, self.models[model], tensor, value)
 
-        return self._each(density, find)
+        return self._each(density, find, (0.0, 1.0))
+
+    def bands(self, density: Array, gamma: Array) -> tuple[Array, Array, Array]:
+        """Look up the bounds and the rescaling of trimming at both ends."""
+
+        def find(model: int, tensor: int, value: float) -> tuple[float, ...]:
+            assert self.base is not None
+            chosen, top = self.models[model], float(gamma[model, tensor])
+            return self.source.band(self.base, chosen, tensor, value, top)
+
+        found = self._each(density, find, (0.0, float(np.finfo(np.float32).max), 1.0))
+        return found[..., 0], found[..., 1], found[..., 2]
 
     def mask_rescale(self, density: Array, seed: int) -> Array:
         """Look up the rescaling of dropping at random."""
 
-        def find(model: int, tensor: int, value: float) -> tuple[float, float]:
+        def find(model: int, tensor: int, value: float) -> tuple[float, ...]:
             assert self.base is not None
             chosen = self.models[model]
             return self.source.mask(self.base, chosen, tensor, value, seed, model)
 
-        return self._each(density, find)[..., 1]
+        return self._each(density, find, (0.0, 1.0))[..., 1]
 
     def _each(
-        self, density: Array, find: Callable[[int, int, float], tuple[float, float]]
+        self,
+        density: Array,
+        find: Callable[[int, int, float], tuple[float, ...]],
+        everything: tuple[float, ...],
     ) -> Array:
-        found = np.empty((*density.shape, 2))
+        found = np.empty((*density.shape, len(everything)))
         for (model, tensor), value in np.ndenumerate(density):
             # Everything is kept at density 1, which needs no statistics.
-            found[model, tensor] = (0.0, 1.0) if value >= 1 else find(model, tensor, float(value))
+            found[model, tensor] = everything if value >= 1 else find(model, tensor, float(value))
         return found

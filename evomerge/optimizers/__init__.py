@@ -25,7 +25,7 @@ AUTO = "auto"
 class OptimizerSettings(BaseModel):
     """What an optimizer reads from a study file; empty unless a file says more."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

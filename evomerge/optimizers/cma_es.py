@@ -27,7 +27,7 @@ _REPLAY_TOLERANCE = 1e-6  # other CPUs move proposals by a few 1e-9
 class Settings(OptimizerSettings):
     """The settings of CMA-ES in a study file."""
 
-    sigma: float = Field(0.07, gt=0, le=1, strict=False, description="initial step, in ranges")
+    sigma: float = Field(0.07, gt=0, le=1, description="initial step, in ranges")
     population: int | None = Field(None, ge=4, description="candidates a generation (4 + 3 ln d)")
 
 

@@ -42,7 +42,7 @@ class Settings(TaskSettings):
     extract: str | None = Field(
         None,
         description="regular expression whose last match in the generated text is compared, "
-        "or, where it has groups, its first group",
+        "or, where it has groups, its first group; an answer that it matches is cut alike",
     )
     max_new_tokens: int | None = Field(
         None,
@@ -92,7 +92,9 @@ class Task:
     ) -> None:
         self._settings = settings
         self._tokenizer = tokenizer
-        self._answers = [example.answer.strip() for example in examples]
+        self._answers = [
+            self._extracted(example.answer) or example.answer.strip() for example in examples
+        ]
         stop = settings.stop[0] if settings.stop else ""
         end = () if stop else (tokenizer.eos_token_id,)
         self._sequences = [

@@ -155,3 +155,41 @@ def test_statistics_depend_on_the_tensors_alone() -> None:
         torch.set_num_threads(threads)
     assert all(np.array_equal(grams[0], gram) for gram in grams)
     assert all(np.array_equal(others[0], other) for other in others)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.01, 0.123, 0.9])
+@pytest.mark.parametrize("densities", [GRID[:-1:7], np.array([0.0001, 0.1234, 0.9999])])
+def test_the_band_is_what_sorting_leaves(densities: np.ndarray, gamma: float) -> None:
+    data, statistics = made(torch.bfloat16)
+    chosen = Selected(statistics, 0, (2, 1))
+    for density in densities:
+        asked = np.full((2, len(NAMES)), density)
+        least, largest, gains = chosen.bands(asked, np.full_like(asked, gamma))
+        for row, model in enumerate((2, 1)):
+            for tensor in range(len(NAMES)):
+                ordered = np.sort(magnitudes(data, model, tensor))
+                count = int(density * len(ordered))
+                first = max(0, len(ordered) - count - int(gamma * len(ordered)))
+                kept = ordered[first : first + count]
+                if not count:
+                    assert least[row, tensor] > largest[row, tensor]
+                    assert gains[row, tensor] == 1
+                    continue
+                assert (least[row, tensor], largest[row, tensor]) == (kept[0], kept[-1])
+                gain = ordered.sum(dtype=float) / kept.sum(dtype=float)
+                assert gains[row, tensor] == pytest.approx(gain, rel=1e-9)
+
+
+def test_the_gram_matrices_of_task_vectors_do_not_suffer_from_cancellation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = [torch.randn(size, generator=generator) for size in SIZES]
+    data = [base] + [
+        [one + 1e-6 * torch.randn(one.shape, generator=generator) for one in base] for _ in range(2)
+    ]
+    found = Selected(statistics_of(data), 0, (1, 2)).task_gram()
+    for tensor in range(len(NAMES)):
+        deltas = [
+            (data[model][tensor].double() - base[tensor].double()).numpy() for model in (1, 2)
+        ]
+        exact = [[one @ other for other in deltas] for one in deltas]
+        assert found[tensor] == pytest.approx(np.array(exact), rel=1e-12, abs=1e-25)

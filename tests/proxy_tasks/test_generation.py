@@ -110,6 +110,13 @@ def test_texts_that_stop() -> None:
     assert sequence.ids == ids("40 and 2 is 42\n")  # the first stop is the target's end
 
 
+def test_extraction_from_a_worked_answer() -> None:
+    worked = Example("q", "4 and 2 make 6 #### 6", "4 and 2 make 6 #### 6")
+    asked = settings(extract=r"#### (\d+)")
+    assert correct(asked, worked, " other words #### 6") == 1
+    assert correct(asked, worked, " 4 and 2 make 6 #### 7") == 0
+
+
 def test_extraction() -> None:
     example = Example("40 and 2 is", "42", " so it is 42, the answer is 42.")
     asked = settings(extract=r"answer is (\d+)")

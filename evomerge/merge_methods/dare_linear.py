@@ -1,0 +1,56 @@
+"""DARE, linear: drop entries of each task vector at random, rescale, add them up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from evomerge.merge_methods import Array, Columns, MergeMethod, Settings
+from evomerge.merge_methods._task_vectors import (
+    DENSITY,
+    INT8_MASK,
+    LAMBDA,
+    SEED,
+    WEIGHT,
+    add_to,
+    mask_gain,
+    normalize,
+    rescale,
+    summed_columns,
+)
+
+
+def plan(settings: Settings) -> dict[str, Array]:
+    """Fold the rescaling, λ and the divisor into one factor per model."""
+    return {**summed_columns(settings, mask_gain(settings)), "density": settings["density"]}
+
+
+def kernel(
+    base: torch.Tensor | None,
+    models: Sequence[torch.Tensor],
+    columns: Columns,
+    uniform: Callable[[int], torch.Tensor],
+) -> torch.Tensor:
+    """Keep an entry where its random number is below the density, and add up what is kept."""
+    assert base is not None
+    weighted = []
+    for index, model in enumerate(models):
+        kept = uniform(index).lt_(columns["density"][index])
+        weighted.append((model - base) * kept * columns["factor"][index])
+    return add_to(base, weighted)
+
+
+METHOD = MergeMethod(
+    paper="Yu et al. 2024, Language models are super Mario (DARE), arXiv:2311.03099, section 3.2",
+    equation=(
+        "δ_i ← δ_i·m_i·Σ|δ_i|/Σ|m_i δ_i|, m_i Bernoulli(density); base + λ Σ w_i δ_i / d, "
+        "d = Σ w if normalize else 1. The rescale is by the L1 norm kept in each tensor, whose "
+        "expectation is the paper's 1/density"
+    ),
+    parameters=(WEIGHT, DENSITY, normalize(False), rescale(True), LAMBDA, INT8_MASK, SEED),
+    base="required",
+    plan=plan,
+    kernel=kernel,
+    stochastic=True,
+)

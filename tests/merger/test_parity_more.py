@@ -1,0 +1,107 @@
+"""The methods beside the first five are mergekit 0.1.5's too, and as in float64."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.mergekit_oracle import run_mergekit
+from tests.merger.test_parity import CURVES, SCALARS, TRIMMED, check, inputs_of
+from tests.reference import uniform
+from tests.tiny_models import recipe_of, write_family
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # mergekit's own
+
+BASE = {"base_model": "base"}
+CASES: dict[str, dict[str, Any]] = {
+    "breadcrumbs": BASE | {"models": TRIMMED},
+    "breadcrumbs_default_density": BASE | {"models": SCALARS},
+    "breadcrumbs_curves": BASE | {
+        "models": CURVES,
+        "parameters": {"density": [0.1, 0.9], "normalize": True, "rescale": True, "lambda": 0.8,
+                       "gamma": [{"filter": "mlp", "value": 0.1}, {"value": [0.0, 0.3]}]},
+    },
+    "breadcrumbs_ties": BASE | {"models": TRIMMED},
+    "breadcrumbs_ties_curves": BASE | {
+        "models": CURVES,
+        "parameters": {"density": [{"filter": "mlp", "value": [0.3, 1.0]}, {"value": 0.6}],
+                       "gamma": 0.2, "normalize": True, "lambda": [0.5, 1.2]},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {
+        name: write_family(tmp_path_factory.mktemp(name), getattr(torch, name))
+        for name in ("float32", "bfloat16")
+    }
+
+
+def method_of(name: str) -> str:
+    """The method of a case: the longest file name that its name begins with."""
+    return max((one for one in METHODS if name.startswith(one)), key=len)
+
+
+METHODS = ("breadcrumbs", "breadcrumbs_ties")
+
+
+@pytest.mark.parametrize(
+    ("stored", "out"), [("float32", None), ("float32", "bfloat16"), ("bfloat16", "bfloat16")]
+)
+@pytest.mark.parametrize("name", CASES)
+def test_recipes(
+    families: dict[str, Path], tmp_path: Path, name: str, stored: str, out: str | None
+) -> None:
+    ending = {"out_dtype": out} if out else {}
+    data = recipe_of(families[stored], method_of(name), **(CASES[name] | ending))
+    check(data, families[stored], run_mergekit(data, tmp_path / "out"), strict=True)
+
+
+@pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])
+def test_strongly_rescaled(families: dict[str, Path], tmp_path: Path, method: str) -> None:
+    """Terms grow far above the inputs, and errors are measured by them."""
+    models = {name: {"weight": 1.4, "density": 0.05, "gamma": 0.2} for name in "abc"}
+    shared = {"rescale": True, "lambda": -1.5}
+    data = recipe_of(families["float32"], method, **BASE, models=models, parameters=shared)
+    check(data, families["float32"], run_mergekit(data, tmp_path / "out"), strict=False)
+
+
+@pytest.mark.parametrize("shared", [{}, {"rescale": False, "normalize": True, "lambda": [0.3, 1]}])
+def test_dare_linear_with_the_same_masks(
+    families: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shared: dict[str, Any],
+) -> None:
+    import mergekit.sparsify
+
+    folder, seed = families["float32"], 5
+    inputs = inputs_of(folder)
+    masks = {}
+    for position, (name, own) in enumerate(TRIMMED.items()):
+        for tensor, base in inputs[str(folder / "base")].items():
+            delta = inputs[str(folder / name)][tensor] - base
+            drawn = uniform(seed, position, 3, tensor, delta.numel())
+            kept = torch.from_numpy(drawn < np.float32(own["density"])).reshape(delta.shape)
+            masks[delta.numpy().tobytes()] = kept
+
+    def with_our_mask(tensor: torch.Tensor, density: float, rescale_norm: Any) -> Any:
+        mask = masks[tensor.contiguous().numpy().tobytes()]
+        return mergekit.sparsify.rescaled_masked_tensor(tensor, mask, rescale_norm)
+
+    monkeypatch.setattr(mergekit.sparsify, "bernoulli", with_our_mask)
+    data = recipe_of(folder, "dare_linear", **BASE, models=TRIMMED, parameters=dict(shared))
+    theirs = run_mergekit(data, tmp_path / "out")
+    data["parameters"]["seed"] = seed
+    check(data, folder, theirs, strict=True)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_dare_linear_against_float64(families: dict[str, Path], stored: str) -> None:
+    models = {name: dict(own, weight=[0.2, 1.3]) for name, own in TRIMMED.items()}
+    shared = {"lambda": 0.6, "seed": 2**32 - 1}
+    data = recipe_of(families[stored], "dare_linear", **BASE, models=models, parameters=shared)
+    check(data, families[stored], None, strict=False)
