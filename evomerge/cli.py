@@ -107,10 +107,11 @@ def search(
 ) -> None:
     """Launch a study; it lives in runs/NAME."""
     from evomerge.study import loop
+    from evomerge.study.store import command
 
-    hint = f"; go on with: evomerge resume {name or 'NAME'}"
-    with _bars(hint) as bars:
-        name, report = loop.search(
+    name = loop.default_name(study) if name is None else name
+    with _bars(f"; go on with {command('resume', name, storage)}") as bars:
+        report = loop.search(
             study, name, trials=trials, seed=seed, url=storage, device=device, watcher=bars
         )
     _conclude(name, storage, report)
@@ -125,8 +126,9 @@ def resume(
 ) -> None:
     """Go on with a study from its database; more --trials extend it."""
     from evomerge.study import loop
+    from evomerge.study.store import command
 
-    with _bars(f"; go on with: evomerge resume {name}") as bars:
+    with _bars(f"; go on with {command('resume', name, storage)}") as bars:
         report = loop.resume(name, trials=trials, url=storage, device=device, watcher=bars)
     _conclude(name, storage, report)
 
@@ -171,12 +173,13 @@ def status(
     """List the studies of this folder, or show one: trials by state, best so far, speed."""
     from evomerge.study import view
 
-    found = [view.status(one, storage) for one in ([name] if name else view.studies())]
+    names = [name] if name else view.studies(storage)
+    found = [view.status(one, storage) for one in names]
     if as_json:
         _say(json.dumps(found[0] if name else found, indent=2))
         return
     if not found:
-        _say("no studies in runs/; begin one with: evomerge search STUDY.yaml")
+        _say(f"no studies in {storage or 'runs/'}; begin one with: evomerge search STUDY.yaml")
     for one in found:
         _say(view.status_line(one))
 

@@ -116,6 +116,26 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def check_runnable(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that config.json describes a known model of these tensors; reads no weights.
+
+    Raises CheckpointError where it does not, naming the first tensor whose shape differs.
+    """
+    config = _config(folder)
+    model_class = _model_class(config, folder)
+    try:
+        with torch.device("meta"):
+            model = model_class(config)
+    except Exception as problem:  # the library raises whatever its classes raise
+        raise _unfit(model_class, folder, problem) from None
+    for name, parameter in model.named_parameters():
+        if name in shapes and tuple(parameter.shape) != shapes[name]:
+            raise CheckpointError(
+                f"expected {name} of shape {list(parameter.shape)} as {folder}/config.json says, "
+                f"got {list(shapes[name])} in the weights"
+            )
+
+
 def use_threads(parameters: int) -> None:
     """Set torch's thread count for a model of this size: one where threads would only wait.
 

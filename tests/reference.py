@@ -10,6 +10,7 @@ import torch
 
 from evomerge.merger import random
 from evomerge.recipe import Recipe, resolve
+from tests.reference_sphere import WEIGHTED_SUMS
 from tests.tiny_models import Tensors
 
 Array = npt.NDArray[np.float64]
@@ -54,16 +55,26 @@ def _merge(
     own: Mapping[str, Array],
     name: str,
 ) -> Expected:
-    if base is None:
-        weight = own["weight"]
-        terms = np.stack([model.astype(float) * w for model, w in zip(models, weight, strict=True)])
-        if own["normalize"]:
-            terms = terms / weight.sum()
-        return _sum(terms, np.stack(models), np.zeros(terms.shape[1], dtype=bool))
-    inputs = np.stack([base, *models])
+    inputs = np.stack([*([] if base is None else [base]), *models])
+    exact = [model.astype(float) for model in models]
+    if method in WEIGHTED_SUMS:
+        origin = None if base is None else base.astype(float)
+        vectors = exact if origin is None else [one - origin for one in exact]
+        terms = list(WEIGHTED_SUMS[method](vectors, own))
+        return _sum(np.stack(terms if origin is None else [origin, *terms]), inputs)
+    if method == "linear":
+        terms = [model * w for model, w in zip(exact, own["weight"], strict=True)]
+        divisor = own["weight"].sum() if own["normalize"] else 1.0
+        return _sum(np.stack(terms) / divisor, inputs)
+    assert base is not None
     if method == "slerp":
-        return _slerp(base.astype(float), models[0].astype(float), float(own["t"]), inputs)
+        return _slerp(base.astype(float), exact[0], float(own["t"]), inputs)
+    if method == "nearswap":
+        share = np.clip(own["t"] / np.maximum(np.abs(exact[0] - base), 1e-6), 0, 1)
+        return _sum(np.stack([share * exact[0], (1 - share) * base]), inputs)
     deltas = [model - base for model in models]  # float32: thresholds are exact in it
+    if method == "sce":
+        return _sce(base, deltas, float(own["select_topk"]), inputs)
     kept, equal, mass = _sparsify(method, deltas, own, name)
     consensus = method.endswith("ties")
     return _task_vectors(base, deltas, kept, equal, mass, own, inputs, consensus)
@@ -166,8 +177,35 @@ def _task_vectors(
         terms = terms / divisor
         condition = np.maximum(1.0, np.abs(shares).sum(axis=0) / np.abs(divisor))
         undecided |= condition > 1e5
-    found = _sum(np.concatenate([base[None].astype(float), terms]), inputs, undecided)
-    return replace(found, scale=np.maximum(found.scale, np.abs(terms).sum(axis=0) * condition))
+    found = _sum(np.concatenate([base[None].astype(float), terms]), inputs)
+    return replace(
+        found, open=undecided, scale=np.maximum(found.scale, np.abs(terms).sum(axis=0) * condition)
+    )
+
+
+def _sce(
+    base: npt.NDArray[np.float32],
+    deltas: Sequence[npt.NDArray[np.float32]],
+    share: float,
+    inputs: npt.NDArray[np.float32],
+) -> Expected:
+    count = np.float32(len(deltas))
+    mean = sum(deltas[1:], start=deltas[0]) / count  # float32, as the variances that decide
+    squares = [(delta - mean) * (delta - mean) for delta in deltas]
+    variance = sum(squares[1:], start=squares[0]) / count
+    selected = np.ones(len(base), dtype=bool)
+    if share < 1:
+        wanted = int(share * np.count_nonzero(variance))
+        least = np.sort(variance)[::-1][wanted - 1] if wanted else np.inf
+        selected = variance >= least
+    exact = np.where(selected, np.stack(deltas).astype(float), 0.0)
+    energy = (exact**2).mean(axis=1)
+    weight = energy / energy.sum() if energy.sum() >= 1e-6 else np.full(len(deltas), 1 / count)
+    total = exact.sum(axis=0)
+    shares = np.where(np.where(total >= 0, exact > 0, exact < 0), weight[:, None], 0.0)
+    terms = exact * shares / np.maximum(shares.sum(axis=0), 1e-6)
+    found = _sum(np.concatenate([base[None].astype(float), terms]), inputs)
+    return replace(found, open=np.abs(total) < 1e-5 * np.abs(exact).sum(axis=0))
 
 
 def _slerp(base: Array, model: Array, t: float, inputs: npt.NDArray[np.float32]) -> Expected:
@@ -176,9 +214,9 @@ def _slerp(base: Array, model: Array, t: float, inputs: npt.NDArray[np.float32])
     if abs(cosine) <= 0.9995:
         theta = math.acos(cosine)
         start, end = (math.sin(part * theta) / math.sin(theta) for part in (1 - t, t))
-    return _sum(np.stack([start * base, end * model]), inputs, np.zeros(len(base), dtype=bool))
+    return _sum(np.stack([start * base, end * model]), inputs)
 
 
-def _sum(terms: Array, inputs: npt.NDArray[np.float32], undecided: Mask) -> Expected:
+def _sum(terms: Array, inputs: npt.NDArray[np.float32]) -> Expected:
     scale = np.maximum(np.abs(terms).sum(axis=0), np.abs(inputs).max(axis=0))
-    return Expected(terms.sum(axis=0), scale, undecided)
+    return Expected(terms.sum(axis=0), scale, np.zeros(terms.shape[1], dtype=bool))

@@ -90,7 +90,10 @@ class Statistics(Protocol):
         ...
 
     def task_gram(self) -> Array:
-        """Return the inner products of the flattened task vectors, float64 [T, M, M]."""
+        """Return the inner products of the flattened task vectors, float64 [T, M, M].
+
+        Where a recipe has no base, those of the models.
+        """
         ...
 
     def thresholds(self, density: Array) -> Array:
@@ -106,6 +109,14 @@ class Statistics(Protocol):
 
         What is kept are int(density·n) entries, the largest but for int(gamma·n) larger ones. Where
         that is nothing, the least magnitude is above the largest.
+        """
+        ...
+
+    def selected(self, share: Array) -> tuple[Array, Array]:
+        """Return the variance [T] from which entries are selected, and mean δ² of what is [M, T].
+
+        The int(share·nonzero) entries of largest variance over the task vectors are selected, as
+        _task_vectors.variance gives it, and all others equal to the last of them.
         """
         ...
 

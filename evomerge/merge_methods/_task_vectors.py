@@ -99,6 +99,13 @@ def _sum(terms: Sequence[torch.Tensor]) -> torch.Tensor:
     return total
 
 
+def variance(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the population variance of each entry over the task vectors, in float32."""
+    mean = _sum(deltas) / len(deltas)
+    squares = [(delta - mean) * (delta - mean) for delta in deltas]
+    return _sum(squares) / len(deltas)
+
+
 def elect_and_merge(
     base: torch.Tensor, weighted: Sequence[torch.Tensor], columns: Columns
 ) -> torch.Tensor:

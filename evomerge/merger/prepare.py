@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from evomerge.merge_methods import Array
+from evomerge.merge_methods._task_vectors import variance
 from evomerge.merger.layout import WIDTH
 from evomerge.merger.random import keys, uniform
 
@@ -66,6 +67,16 @@ class InputStatistics:
             return self._by_band(where, densities, gamma)
 
         return self._find(("band", gamma), (base, model, tensor), density, measure)
+
+    def selected(
+        self, base: int, models: tuple[int, ...], tensor: int, share: float
+    ) -> tuple[float, ...]:
+        """Return the variance over the models to select from, and each model's mean δ²."""
+
+        def measure(where: tuple[int, int, int], shares: Array) -> Array:
+            return self._by_variance(where[0], models, where[2], shares)
+
+        return self._find(("variance", models), (base, models[0], tensor), share, measure)
 
     def mask(
         self, base: int, model: int, tensor: int, density: float, seed: int, position: int
@@ -131,6 +142,28 @@ class InputStatistics:
         largest = np.where(nothing, -1.0, magnitudes[last])
         return np.stack([magnitudes[first], largest, gain], axis=1)
 
+    def _by_variance(self, base: int, models: tuple[int, ...], tensor: int, shares: Array) -> Array:
+        origin = self.read(base, tensor).float()
+        deltas = [self.read(model, tensor).float() - origin for model in models]
+        spread = variance(deltas).cpu().numpy()
+        size = len(spread)
+        order = np.argsort(-spread, kind="stable")
+        falling = -spread[order]
+        count = (shares * np.count_nonzero(spread)).astype(np.int64)
+        count = np.where(shares >= 1, size, count)
+        none = count < 1
+        last = falling[np.maximum(count, 1) - 1] if size else np.zeros(len(shares), np.float32)
+        end = np.where(none, 0, np.searchsorted(falling, last, side="right"))
+        # Half way to the next, so that a device that rounds otherwise selects the same entries.
+        following = np.append(falling, np.float32(0))[end]
+        middle = (last + following) / 2
+        least = np.where(middle < following, middle, last)
+        columns = [np.where(none, float(np.finfo(np.float32).max), np.abs(least))]
+        for delta in deltas:
+            squares = delta.cpu().numpy()[order].astype(np.float64) ** 2
+            columns.append(np.concatenate([[0.0], np.cumsum(squares)])[end] / max(size, 1))
+        return np.stack(columns, axis=1)
+
     def _by_mask(
         self, where: tuple[int, int, int], densities: Array, seed: int, position: int
     ) -> Array:
@@ -182,8 +215,7 @@ class Selected:
         return self._gram(([] if self.base is None else [self.base]) + list(self.models), None)
 
     def task_gram(self) -> Array:
-        """Return the Gram matrices of the task vectors."""
-        assert self.base is not None
+        """Return the Gram matrices of the task vectors, or of the models where there is no base."""
         return self._gram(self.models, self.base)
 
     def _gram(self, chosen: Sequence[int], base: int | None) -> Array:
@@ -218,6 +250,17 @@ class Selected:
 
         found = self._each(density, find, (0.0, float(np.finfo(np.float32).max), 1.0))
         return found[..., 0], found[..., 1], found[..., 2]
+
+    def selected(self, share: Array) -> tuple[Array, Array]:
+        """Look up the threshold of selecting by variance, and the energy that it leaves."""
+        assert self.base is not None
+        found = np.array(
+            [
+                self.source.selected(self.base, self.models, tensor, float(value))
+                for tensor, value in enumerate(share)
+            ]
+        )
+        return found[:, 0], found[:, 1:].T
 
     def mask_rescale(self, density: Array, seed: int) -> Array:
         """Look up the rescaling of dropping at random."""

@@ -28,7 +28,9 @@ class Settings(OptimizerSettings):
     """The settings of CMA-ES in a study file."""
 
     sigma: float = Field(0.07, gt=0, le=1, description="initial step, in ranges")
-    population: int | None = Field(None, ge=4, description="candidates a generation (4 + 3 ln d)")
+    population: int | None = Field(
+        None, ge=4, le=10**4, description="candidates a generation (4 + 3 ln d)"
+    )
 
 
 def create(settings: Settings, genome: Genome, seed: int, start: Sequence[Evaluated]) -> CmaEs:

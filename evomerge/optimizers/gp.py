@@ -17,7 +17,7 @@ from evomerge.optimizers._optuna import ReplayedSampler
 class Settings(OptimizerSettings):
     """The settings of the Gaussian process in a study file."""
 
-    startup_trials: int = Field(10, ge=1, description="trials before the model is used")
+    startup_trials: int = Field(10, ge=1, le=10**6, description="trials before the model is used")
 
 
 def create(

@@ -17,7 +17,7 @@ from evomerge.optimizers._optuna import ReplayedSampler
 class Settings(OptimizerSettings):
     """The settings of TPE in a study file."""
 
-    startup_trials: int = Field(10, ge=0, description="trials before the model is used")
+    startup_trials: int = Field(10, ge=0, le=10**6, description="trials before the model is used")
     multivariate: bool = Field(True, description="model all parameters together")
 
 

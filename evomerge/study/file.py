@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from evomerge.checkpoints import FLOATING, Checkpoint, ModelRef, check_alike, op
 from evomerge.errors import CheckpointError, DataError, Found, Place, SpaceError, StudyFileError
 from evomerge.evaluator import Split, TaskItems, draw_items
 from evomerge.files import load_yaml
+from evomerge.genome import Genome
+from evomerge.models import check_runnable, load_tokenizer
 from evomerge.module_groups import Architecture
 from evomerge.optimizers import OptimizerSettings
 from evomerge.proxy_tasks import TaskSettings
@@ -202,6 +204,7 @@ class CheckedStudy:
     refs: Mapping[str, ModelRef]
     checkpoints: tuple[Checkpoint, ...]  # base first
     space: SearchSpace
+    tensors: tuple[str, ...]  # those that are merged
     tasks: tuple[TaskItems, ...]
     optimizer: str  # never auto
 
@@ -221,18 +224,22 @@ def check_study(file: StudyFile) -> CheckedStudy:
         opened.append(open_checkpoint(ref, Place(at.document, CheckpointError, at.path)))
     names = check_alike(opened)
     merged = tuple(name for name in names if opened[0].tensors[name].floating)
-    experts = {name: str(ref) for name, ref in refs.items() if name != "base"}
     dtypes = [FLOATING[opened[0].tensors[name].dtype] for name in merged]
-    space = parse_space(
-        file.space,
-        Inputs(str(refs["base"]), experts),
-        Architecture(merged),
-        max(set(dtypes), key=dtypes.count),
-        file.search.seed,
-        file.space_place,
-    )
+    space = bind_space(file, merged, max(dict.fromkeys(dtypes), key=dtypes.count))
+    for one in opened:
+        check_runnable(one.folder, {name: info.shape for name, info in one.tensors.items()})
+    load_tokenizer(opened[0].folder)
     tasks = tuple(_items(file, name, settings) for name, settings in file.tasks.items())
-    return CheckedStudy(file, refs, tuple(opened), space, tasks, _optimizer(file, space))
+    optimizer = _optimizer(file, space)
+    return CheckedStudy(file, refs, tuple(opened), space, merged, tasks, optimizer)
+
+
+def bind_space(file: StudyFile, tensors: Sequence[str], dtype: str) -> SearchSpace:
+    """Return the study's space for models of these tensors; raises SpaceError where it is wrong."""
+    refs = {name: str(ref) for name, ref in file.refs.items()}
+    inputs = Inputs(refs.pop("base"), refs)
+    architecture = Architecture(tuple(tensors))
+    return parse_space(file.space, inputs, architecture, dtype, file.search.seed, file.space_place)
 
 
 def _items(file: StudyFile, name: str, settings: TaskSettings) -> TaskItems:
@@ -244,8 +251,6 @@ def _items(file: StudyFile, name: str, settings: TaskSettings) -> TaskItems:
 
 
 def _optimizer(file: StudyFile, space: SearchSpace) -> str:
-    from evomerge.genome import Genome
-
     genome = Genome(space.holes)
     name = file.search.optimizer
     if name == optimizers.AUTO:

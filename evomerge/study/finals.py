@@ -8,7 +8,6 @@ from typing import Any
 from evomerge.errors import CandidateError, StudyError
 from evomerge.evaluator import SPLITS
 from evomerge.fitness import TaskScores, mean_correct, mean_scores, normalized_accuracy
-from evomerge.recipe import Recipe
 from evomerge.search_space import SearchSpace
 from evomerge.study.baselines import Baselines, Row, row_scores
 from evomerge.study.scorer import Scorer
@@ -44,10 +43,9 @@ def finish_study(
     scorer.merger.materialize(recipe)
     report = {
         "rows": [_report_row(row, table, [one.name for one in experts]) for row in rows],
-        "winner": {**chosen, "weights": scorer.merger.digest()},
+        "winner": {**chosen, "weights": scorer.merger.digest(), "recipe": recipe.to_mapping()},
         "finalists": finalists,
     }
-    store.set("winner", report["winner"])
     store.set("report", report)
     return report
 
@@ -97,12 +95,13 @@ def _mean(scores: TaskScores) -> float:
 
 
 def _finalists(trials: Sequence[TrialRecord], recommended: int | None) -> list[TrialRecord]:
-    best = _best_trials(trials)
+    best = best_trials(trials)
     others = [one for one in trials if one.slot == recommended and one not in best]
     return best + others
 
 
-def _best_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+def best_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return the best different trials on the search split, best first."""
     done = [one for one in trials if one.fitness is not None]
     order = sorted(done, key=lambda one: (-(one.fitness or 0.0), one.slot))
     found: list[TrialRecord] = []
@@ -126,23 +125,3 @@ def _report_row(
             "tasks": mean_correct(scores),
         }
     return data
-
-
-def winning_recipe(store: Store, space: SearchSpace, trial: int | None) -> tuple[Recipe, str]:
-    """Return the recipe to export and what it is: of one trial, of the winner, or the best so far.
-
-    Raises StudyError where there is no such trial or none has succeeded yet.
-    """
-    records = store.trials()
-    if trial is not None:
-        for record in records:
-            if record.number == trial:
-                return space.decode(record.values), f"trial {trial}"
-        raise StudyError(f"expected a trial from 0 to {len(records) - 1}, got {trial}")
-    winner = store.get("winner")
-    if winner is not None:
-        return space.decode(winner["values"]), f"the winner, {winner['name']}"
-    best = _best_trials(records)
-    if not best:
-        raise StudyError("no trial has finished yet, so there is nothing to export")
-    return space.decode(best[0].values), f"the best so far, trial {best[0].number}"

@@ -19,7 +19,7 @@ from evomerge.study.baselines import Baselines, baselines, starting_points
 from evomerge.study.file import CheckedStudy, check_study, parse_study
 from evomerge.study.finals import finish_study
 from evomerge.study.scorer import Scorer
-from evomerge.study.store import Store, TrialRecord, only_writer, pack
+from evomerge.study.store import Store, TrialRecord, only_writer, pack, refuse_existing
 
 _LIBRARIES = ("evomerge", "torch", "transformers", "optuna", "cma", "numpy")
 
@@ -46,7 +46,6 @@ class Run:
 
     store: Store
     checked: CheckedStudy
-    optimizer_name: str
     total: int
     scorer: Scorer
     watcher: Watcher
@@ -148,7 +147,7 @@ class _Replay:
         if self._optimizer is None:
             checked = self._run.checked
             self._optimizer = optimizers.create(
-                self._run.optimizer_name,
+                checked.optimizer,
                 checked.file.optimizer_settings,
                 Genome(checked.space.holes),
                 checked.file.search.seed,
@@ -165,17 +164,22 @@ class _Replay:
             self._told += 1
 
 
+def default_name(path: Path) -> str:
+    """Return what a study is called without --name: its file, or the folder of a `study.yaml`."""
+    return path.resolve().parent.name if path.stem == "study" else path.stem
+
+
 def search(
     path: Path,
-    name: str | None,
+    name: str,
     *,
     trials: int | None,
     seed: int | None,
     url: str | None,
     device: str | None,
     watcher: Watcher,
-) -> tuple[str, dict[str, Any]]:
-    """Launch a study from its file; returns its name and its report."""
+) -> dict[str, Any]:
+    """Launch a study from its file under a name; returns its report."""
     data = load_yaml(path, StudyFileError)
     place = Place(str(path), StudyFileError)
     given = {"trials": trials, "seed": seed}
@@ -185,12 +189,12 @@ def search(
         if isinstance(part, dict):
             part.update(asked)
     checked = check_study(parse_study(data, path.resolve().parent, place))
-    default = path.resolve().parent.name if path.stem == "study" else path.stem
-    name = name or default
-    with only_writer(name):
+    with only_writer(name, url):
+        refuse_existing(name, url)
+        scorer = _scorer(checked, device, watcher)
         store = Store.create(name, url, _record(checked))
         total = checked.file.search.trials
-        return name, _run(store, checked, checked.optimizer, total, device, watcher)
+        return _run(store, checked, scorer, total, watcher)
 
 
 def resume(
@@ -201,47 +205,40 @@ def resume(
     `trials` is a total. Raises StudyError where the inputs are no longer what they were.
     """
     Store.open(name, url)
-    with only_writer(name):
+    with only_writer(name, url):
         store = Store.open(name, url)
         record = store.get("study")
         done = len(store.trials())
         if trials is not None and trials < done:
             raise StudyError(f"expected a total of at least the {done} trials done, got {trials}")
-        checked = recorded_study(name, record)
-        total = trials or record["trials"]
+        place = Place(f"the recorded study {name}", StudyFileError)
+        checked = check_study(parse_study(record["study"], Path.cwd(), place))
+        checked = replace(checked, optimizer=record["optimizer"])
         _refuse_changes(name, record, _record(checked), watcher)
+        scorer = _scorer(checked, device, watcher)
+        total = trials or record["trials"]
         if total != record["trials"]:
+            store.set("report", None)  # until the longer study has its own
             store.set("study", {**record, "trials": total})
-            for key in ("winner", "report"):
-                store.set(key, None)  # until the longer study has its own
-        return _run(store, checked, record["optimizer"], total, device, watcher)
+        return _run(store, checked, scorer, total, watcher)
 
 
-def recorded_study(name: str, record: Mapping[str, Any]) -> CheckedStudy:
-    """Return the study that a database holds, checked against its models and data once more."""
-    place = Place(f"the recorded study {name}", StudyFileError)
-    checked = check_study(parse_study(record["study"], Path.cwd(), place))
-    return replace(checked, optimizer=record["optimizer"])
-
-
-def _run(
-    store: Store,
-    checked: CheckedStudy,
-    optimizer: str,
-    total: int,
-    device: str | None,
-    watcher: Watcher,
-) -> dict[str, Any]:
-    store.bind(checked.space.holes)
-    scorer = Scorer(
+def _scorer(checked: CheckedStudy, device: str | None, watcher: Watcher) -> Scorer:
+    return Scorer(
         checked.checkpoints,
         checked.tasks,
         result_dtype=checked.space.result_dtype,
         device=device,
         progress=watcher.stage,
     )
+
+
+def _run(
+    store: Store, checked: CheckedStudy, scorer: Scorer, total: int, watcher: Watcher
+) -> dict[str, Any]:
+    store.bind(checked.space.holes)
     _check_inputs(store, scorer)
-    return Run(store, checked, optimizer, total, scorer, watcher).all()
+    return Run(store, checked, total, scorer, watcher).all()
 
 
 def _record(checked: CheckedStudy) -> dict[str, Any]:
@@ -249,6 +246,8 @@ def _record(checked: CheckedStudy) -> dict[str, Any]:
         "study": checked.file.to_mapping(),
         "trials": checked.file.search.trials,
         "optimizer": checked.optimizer,
+        "tensors": list(checked.tensors),
+        "dtype": checked.space.result_dtype,
         "holes": describe(checked.space.holes),
         "items": {task.name: task.fingerprint() for task in checked.tasks},
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
-import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from evomerge.optimizers._optuna import distribution
 from evomerge.proxy_tasks import ItemScores
 
 RUNS = Path("runs")
+_NAME = re.compile(r"\w[\w.-]*\Z")
 _PREFIX = "evomerge:"
 _SQLITE = "sqlite:///"
 _BUSY_SECONDS = 60
@@ -59,34 +60,45 @@ class TrialRecord:
 
 def run_folder(name: str) -> Path:
     """Return the folder of a study: what it leaves beside its database."""
-    if not name or name != Path(name).name or name.startswith("."):
-        raise StudyError(f"expected a study's name without slashes or a leading dot, got {name!r}")
+    if not _NAME.match(name):
+        raise StudyError(
+            "expected a study's name of letters, digits, -, _ and dots that begins with a letter "
+            f"or digit, got {name!r}"
+        )
     return RUNS / name
 
 
 def storage_url(name: str, url: str | None) -> str:
     """Return the database of a study: the one named, or SQLite in the study's folder."""
-    return url or f"{_SQLITE}{run_folder(name) / 'study.db'}"
+    folder = run_folder(name)
+    return url or f"{_SQLITE}{folder / 'study.db'}"
+
+
+def command(verb: str, name: str, url: str | None) -> str:
+    """Return the command that does something with a study, to be named in messages."""
+    return f"`evomerge {verb} {name}" + (f" --storage {url}`" if url else "`")
 
 
 @contextlib.contextmanager
-def only_writer(name: str) -> Iterator[None]:
+def only_writer(name: str, url: str | None) -> Iterator[None]:
     """Hold the study's lock, which the kernel drops when this process ends in any way.
 
-    Raises StudyError where another process holds it.
+    The lock lies beside an SQLite file; for a database server it lies in the study's folder, so
+    there it holds for one folder. Raises StudyError where another process holds it.
     """
-    folder = run_folder(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as handle:
+    path = _sqlite_path(storage_url(name, url)) or run_folder(name) / "study.db"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.with_name(f".{path.name}.{name}.lock").open("a+")
+    except OSError as problem:
+        raise StudyError(f"cannot write to {path.parent}: {problem.strerror}") from None
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise StudyError(
                 f"the study {name} is being run by another process; wait for it or stop it first"
             ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
         yield
 
 
@@ -105,9 +117,8 @@ class Store:
         A new SQLite file appears whole, with the study in it, or not at all.
         """
         where = storage_url(name, url)
-        path = Path(where.removeprefix(_SQLITE))
-        if where.startswith(_SQLITE) and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path = _sqlite_path(where)
+        if path is not None and not path.exists():
             partial = path.with_name(f".{path.name}.partial")
             partial.unlink(missing_ok=True)
             storage = _connect(f"{_SQLITE}{partial}")
@@ -116,18 +127,14 @@ class Store:
             storage.engine.dispose()
             partial.replace(path)
             return cls.open(name, url)
+        refuse_existing(name, url)
         storage = _connect(where)
         try:
             existing = cls(storage, _try(lambda: storage.get_study_id_from_name(name)))
         except KeyError:
             return cls._new(storage, name, record)
-        if existing.get("study") is None:  # its process ended before anything was written
-            existing.set("study", record)
-            return existing
-        raise StudyError(
-            f"the study {name} exists; go on with `evomerge resume {name}`, "
-            "or choose another --name"
-        )
+        existing.set("study", record)  # its process ended before anything was written
+        return existing
 
     @classmethod
     def _new(cls, storage: RDBStorage, name: str, record: Mapping[str, Any]) -> Store:
@@ -140,12 +147,10 @@ class Store:
     def open(cls, name: str, url: str | None) -> Store:
         """Open an existing study; raises StudyError where there is none."""
         where = storage_url(name, url)
-        missing = StudyError(
-            f"there is no study {name!r} in {where}; "
-            "`evomerge status` lists the studies of this folder"
-        )
-        path = where.removeprefix(_SQLITE)
-        if path != where and not Path(path).is_file():
+        listing = "`evomerge status" + (f" --storage {url}`" if url else "`")
+        missing = StudyError(f"there is no study {name!r} in {where}; {listing} lists the studies")
+        path = _sqlite_path(where)
+        if path is not None and not path.is_file():
             raise missing
         storage = _connect(where)
         try:
@@ -214,9 +219,25 @@ def _record(trial: FrozenTrial) -> TrialRecord:
     )
 
 
-def studies() -> list[str]:
-    """Return the names of the studies in this folder's `runs/`."""
-    return sorted(path.parent.name for path in RUNS.glob("*/study.db"))
+def refuse_existing(name: str, url: str | None) -> None:
+    """Raise StudyError where a study of that name has been started."""
+    if name in studies(url):
+        raise StudyError(
+            f"the study {name} exists; go on with {command('resume', name, url)}, "
+            "or choose another --name"
+        )
+
+
+def studies(url: str | None) -> list[str]:
+    """Return the names of the studies in a database, or in this folder's `runs/`."""
+    if url is None:
+        return sorted(path.parent.name for path in RUNS.glob("*/study.db"))
+    path = _sqlite_path(url)
+    if path is not None and not path.is_file():
+        return []
+    storage = _connect(url)
+    found = _try(storage.get_all_studies)
+    return sorted(one.study_name for one in found if _PREFIX + "study" in one.user_attrs)
 
 
 def pack(scores: TaskScores) -> dict[str, dict[str, str]]:
@@ -243,10 +264,15 @@ def _decode(text: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.frombuffer(base64.b64decode(text), dtype="<f4").astype(np.float64)
 
 
+def _sqlite_path(url: str) -> Path | None:
+    """Return the file of an SQLite URL, None for other databases."""
+    if not url.startswith(_SQLITE):
+        return None
+    return Path(url.removeprefix(_SQLITE).partition("?")[0])
+
+
 def _connect(url: str) -> RDBStorage:
     sqlite = url.startswith(_SQLITE)
-    if sqlite:
-        Path(url.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     arguments = {"connect_args": {"timeout": _BUSY_SECONDS}} if sqlite else {}
     try:
         return RDBStorage(url, engine_kwargs=arguments)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from evomerge.checkpoints import Checkpoint, ModelRef, check_alike, open_checkpoint
-from evomerge.errors import CheckpointError, Found, InputError, Place, StudyError
+from evomerge.errors import (
+    CheckpointError,
+    Found,
+    InputError,
+    Place,
+    StudyError,
+    StudyFileError,
+    nearest,
+)
 from evomerge.evaluator import SPLITS, Split
 from evomerge.files import load_yaml
 from evomerge.fitness import (
@@ -19,12 +27,18 @@ from evomerge.fitness import (
     mean_scores,
     normalized_accuracy,
 )
-from evomerge.recipe import Recipe, load_recipe, resolve
-from evomerge.study.file import CheckedStudy, check_study, load_study_file
-from evomerge.study.finals import winning_recipe
-from evomerge.study.loop import recorded_study
+from evomerge.recipe import Recipe, load_recipe, parse_recipe, resolve
+from evomerge.settings import Conditional
+from evomerge.study.file import (
+    CheckedStudy,
+    bind_space,
+    check_study,
+    load_study_file,
+    parse_study,
+)
+from evomerge.study.finals import best_trials
 from evomerge.study.scorer import Scorer
-from evomerge.study.store import Store, studies
+from evomerge.study.store import Store, command, studies
 
 Progress = Callable[[str, int, int], None]
 
@@ -74,11 +88,34 @@ def status_line(status: dict[str, Any]) -> str:
 
 
 def exported(name: str, url: str | None, trial: int | None) -> str:
-    """Return the YAML text of a study's recipe: of a trial, the winner, or the best so far."""
+    """Return the YAML text of a study's recipe: of a trial, the winner, or the best so far.
+
+    Needs the database alone. Raises StudyError where there is no such trial or none has succeeded.
+    """
     store = Store.open(name, url)
-    checked = recorded_study(name, store.get("study"))
-    recipe, what = winning_recipe(store, checked.space, trial)
+    recipe, what = _chosen_recipe(store, name, trial)
     return recipe.to_yaml(f"Study {name}: {what}.\nMerge with: evomerge merge THIS_FILE OUT_DIR")
+
+
+def _chosen_recipe(store: Store, name: str, trial: int | None) -> tuple[Recipe, str]:
+    place = Place(f"the recorded study {name}", StudyFileError)
+    report = store.get("report")
+    if trial is None and report is not None:
+        winner = report["winner"]
+        return parse_recipe(winner["recipe"], place), f"the winner, {winner['name']}"
+    record = store.get("study")
+    file = parse_study(record["study"], Path.cwd(), place)
+    space = bind_space(file, record["tensors"], record["dtype"])
+    records = store.trials()
+    if trial is not None:
+        for one in records:
+            if one.number == trial:
+                return space.decode(one.values), f"trial {trial}"
+        raise StudyError(f"expected a trial from 0 to {len(records) - 1}, got {trial}")
+    best = best_trials(records)
+    if not best:
+        raise StudyError("no trial has finished yet, so there is nothing to export")
+    return space.decode(best[0].values), f"the best so far, trial {best[0].number}"
 
 
 def stored_report(name: str, url: str | None) -> dict[str, Any]:
@@ -90,7 +127,7 @@ def stored_report(name: str, url: str | None) -> dict[str, Any]:
         total = store.get("study")["trials"]
         raise StudyError(
             f"the study {name} has no report yet, {done} of its {total} trials are done; "
-            f"go on with `evomerge resume {name}`"
+            f"go on with {command('resume', name, url)}"
         )
     report: dict[str, Any] = found
     return report
@@ -176,9 +213,12 @@ def check(file: Path) -> str:
         opened = open_inputs(recipe, str(file))
         names = check_alike(opened)
         resolve(recipe, names)
-        return (
-            f"{file} is a {recipe.merge_method} recipe of {len(recipe.inputs)} models "
-            f"with {len(names)} tensors each"
+        return "\n".join(
+            [
+                f"{file} is a {recipe.merge_method} recipe of {len(recipe.inputs)} models "
+                f"with {len(names)} tensors each",
+                *_unmatched_filters(recipe, names),
+            ]
         )
     checked = check_study(load_study_file(file))
     items = sum(len(task.examples) for task in checked.tasks)
@@ -187,3 +227,25 @@ def check(file: Path) -> str:
         f"{items} items, {len(checked.space.holes)} dimensions and "
         f"{checked.file.search.trials} trials of {checked.optimizer}"
     )
+
+
+def _unmatched_filters(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """Return a note for every filter that selects no tensor, which is legal but seldom meant."""
+    settings = [*recipe.parameters.values()]
+    for entry in recipe.models:
+        settings += entry.parameters.values()
+    texts = {
+        one.filter
+        for setting in settings
+        if isinstance(setting, tuple)
+        for one in setting
+        if isinstance(one, Conditional) and one.filter not in (None, "*")
+    }
+    parts = {part for name in names for part in name.split(".") if not part.isdigit()}
+    notes = []
+    for text in sorted(text for text in texts if text is not None):
+        if not any(text in name for name in names):
+            near = nearest(text, parts)
+            hint = f"; did you mean {near!r}?" if near else ""
+            notes.append(f"note: the filter {text!r} matches no tensor{hint}")
+    return notes

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.mergekit_oracle import run_mergekit
-from tests.merger.test_parity import CURVES, SCALARS, TRIMMED, check, inputs_of
+from tests.mergekit_oracle import relative_error, run_mergekit
+from tests.merger.test_parity import CURVES, MOST_RELATIVE, SCALARS, TRIMMED, check, inputs_of
 from tests.reference import uniform
-from tests.tiny_models import recipe_of, write_family
+from tests.tiny_models import merged, recipe_of, write_family
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # mergekit's own
 
@@ -29,6 +29,38 @@ CASES: dict[str, dict[str, Any]] = {
         "parameters": {"density": [{"filter": "mlp", "value": [0.3, 1.0]}, {"value": 0.6}],
                        "gamma": 0.2, "normalize": True, "lambda": [0.5, 1.2]},
     },
+    "model_stock": BASE | {"models": {name: {} for name in "abc"}},
+    "model_stock_of_two": BASE | {
+        "models": {"base": {}, "a": {}, "c": {}}, "parameters": {"filter_wise": False},
+    },
+    "nuslerp": {"models": {"a": {"weight": 0.3}, "c": {"weight": 0.9}}},
+    "nuslerp_curves": {"models": {name: CURVES[name] for name in "ab"}},
+    "nuslerp_on_a_base": BASE | {
+        "models": {"a": {"weight": 0.3}, "base": {}, "b": {"weight": [0.9, 0.1]}},
+        "parameters": {"nuslerp_flatten": True, "nuslerp_row_wise": False},
+    },
+    "nuslerp_of_no_weight": BASE | {"models": {"a": {"weight": 0.3}, "c": {"weight": -0.3}}},
+    "multislerp": {"models": SCALARS},
+    "multislerp_curves": {"models": CURVES, "parameters": {"normalize_weights": False}},
+    "multislerp_on_a_base": BASE | {"models": SCALARS, "parameters": {"eps": 0.0001}},
+    "multislerp_on_a_base_curves": BASE | {"models": {name: CURVES[name] for name in "ba"}},
+    "multislerp_of_one": {"models": {"a": {"weight": 0.3}}},
+    "karcher": {"models": {name: {} for name in "abc"}},
+    "karcher_of_one": {"models": {"b": {}}},
+    "karcher_coarse": {
+        "models": {name: {} for name in "ab"},
+        "parameters": {"max_iter": 1, "tol": [{"filter": "mlp", "value": 0.1}, {"value": 0.001}]},
+    },
+    "nearswap": BASE | {"models": {"a": {}}, "parameters": {"t": 0.01}},
+    "nearswap_curves": BASE | {
+        "models": {"base": {}, "b": {}},
+        "parameters": {"t": [{"filter": "mlp", "value": [0, 0.1]}, {"value": 0.0001}]},
+    },
+    "sce": BASE | {"models": {name: {} for name in "abc"}, "parameters": {"int8_mask": True}},
+    "passthrough": {"models": {"a": {}}},
+    "passthrough_scaled": {
+        "models": {"a": {"scale": [{"filter": "mlp", "value": [0.5, -2]}, {"value": 0.3}]}},
+    },
 }  # fmt: skip
 
 
@@ -45,7 +77,22 @@ def method_of(name: str) -> str:
     return max((one for one in METHODS if name.startswith(one)), key=len)
 
 
-METHODS = ("breadcrumbs", "breadcrumbs_ties")
+METHODS = (
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "model_stock",
+    "nuslerp",
+    "multislerp",
+    "karcher",
+    "nearswap",
+    "passthrough",
+    "sce",
+)
+
+
+# mergekit's sums over a tensor, in float32, put its own elements up to 8 ulp off float64: it is
+# within the relative bound, but for the bound on elements it has to run in float64.
+SPHERICAL = ("nuslerp", "multislerp", "karcher")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +104,28 @@ def test_recipes(
 ) -> None:
     ending = {"out_dtype": out} if out else {}
     data = recipe_of(families[stored], method_of(name), **(CASES[name] | ending))
-    check(data, families[stored], run_mergekit(data, tmp_path / "out"), strict=True)
+    theirs = run_mergekit(data, tmp_path / "out")
+    if data["merge_method"] in SPHERICAL:
+        for tensor, result in {} if out else merged(data).items():
+            assert relative_error(result, theirs[tensor]) <= MOST_RELATIVE
+        finer = data | {"dtype": "float64", "out_dtype": out or "float32"}
+        theirs = run_mergekit(finer, tmp_path / "finer")
+    check(data, families[stored], theirs, strict=True)
+
+
+@pytest.mark.parametrize("out", [None, "bfloat16"])
+@pytest.mark.parametrize(
+    "topk", [0.5, 0.0, 0.003, [0.1, 1.0], [{"filter": "mlp", "value": 0.77}, {"value": 0.2}]]
+)
+def test_sce_selects_the_same(
+    families: dict[str, Path], tmp_path: Path, topk: Any, out: str | None
+) -> None:
+    """In float32, where no two variances are equal and mergekit's choice is not arbitrary."""
+    folder = families["float32"]
+    models: dict[str, Any] = {name: {} for name in "abc"}
+    fields = BASE | {"models": models, "parameters": {"select_topk": topk}}
+    data = recipe_of(folder, "sce", **(fields | ({"out_dtype": out} if out else {})))
+    check(data, folder, run_mergekit(data, tmp_path / "out"), strict=True)
 
 
 @pytest.mark.parametrize("method", ["breadcrumbs", "breadcrumbs_ties"])

@@ -193,3 +193,20 @@ def test_the_gram_matrices_of_task_vectors_do_not_suffer_from_cancellation() -> 
         ]
         exact = [[one @ other for other in deltas] for one in deltas]
         assert found[tensor] == pytest.approx(np.array(exact), rel=1e-12, abs=1e-25)
+
+
+def test_selecting_by_variance_sorts_once_for_the_whole_grid() -> None:
+    data, statistics = made(torch.bfloat16)
+    chosen = Selected(statistics, 0, (2, 1))
+    for share in (0.0, 0.01, 0.3, 0.77, 1.0, 0.1234):
+        least, energy = chosen.selected(np.full(len(NAMES), share))
+        for tensor in range(len(NAMES)):
+            deltas = [(data[m][tensor].float() - data[0][tensor].float()).numpy() for m in (2, 1)]
+            mean = (deltas[0] + deltas[1]) / 2
+            spread = sum((delta - mean) ** 2 for delta in deltas) / 2
+            count = int(share * np.count_nonzero(spread)) if share < 1 else len(spread)
+            bound = np.sort(spread)[::-1][count - 1] if count else np.inf
+            kept = spread >= bound
+            assert np.array_equal(spread >= least[tensor], kept)
+            squares = [float((delta[kept].astype(float) ** 2).sum()) for delta in deltas]
+            assert energy[:, tensor] == pytest.approx(np.array(squares) / len(spread), rel=1e-9)

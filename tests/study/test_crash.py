@@ -185,7 +185,7 @@ def test_extending_equals_having_run_longer(
     for name in ("long", "short"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "long")
-    _, long = loop.search(study, "s", trials=24, seed=1, **options)
+    long = loop.search(study, "s", trials=24, seed=1, **options)
     monkeypatch.chdir(tmp_path / "short")
     loop.search(study, "s", trials=13, seed=1, **options)
     assert len(recorded(tmp_path / "short", "s")) == 13

@@ -59,10 +59,10 @@ def test_same_seed_same_study(
     once: Path, finished: dict[str, Any], options: dict[str, Any]
 ) -> None:
     family = once / "family"
-    again = loop.search(family / "study.yaml", "t", trials=None, seed=0, **options)[1]
+    again = loop.search(family / "study.yaml", "t", trials=None, seed=0, **options)
     assert again == finished
     assert recorded(once, "t") == recorded(once, "s")
-    other = loop.search(family / "study.yaml", "u", trials=None, seed=1, **options)[1]
+    other = loop.search(family / "study.yaml", "u", trials=None, seed=1, **options)
     assert other["winner"] != finished["winner"]
 
 
@@ -156,7 +156,7 @@ def test_a_second_study_of_the_name_is_refused(
 
 def test_a_second_process_is_refused(finished: dict[str, Any], options: dict[str, Any]) -> None:
     with (
-        only_writer("s"),
+        only_writer("s", None),
         pytest.raises(StudyError, match="the study s is being run by another process"),
     ):
         loop.resume("s", trials=20, **options)
@@ -192,7 +192,7 @@ def test_a_smaller_total_is_refused(finished: dict[str, Any], options: dict[str,
         loop.resume("s", trials=5, **options)
 
 
-@pytest.mark.parametrize("name", ["nothing", "a/b", "..", ""])
+@pytest.mark.parametrize("name", ["nothing", "a/b", "..", "", " ", "what?", "50%25", "-x"])
 def test_unknown_names_are_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
 ) -> None:
@@ -218,8 +218,53 @@ def test_another_database_by_url(
         loop.search(family / "study.yaml", name, trials=5, seed=None, **options)
     names = optuna.get_all_study_names(options["url"])
     assert sorted(names) == ["one", "two"]
+    assert view.studies(options["url"]) == ["one", "two"]
+    with only_writer("one", options["url"]):
+        monkeypatch.chdir(family)  # the lock belongs to the database, not to the folder
+        with pytest.raises(StudyError, match="another process"):
+            loop.resume("one", trials=9, **options)
+    monkeypatch.chdir(tmp_path)
     assert view.status("two", options["url"])["trials"]["complete"] == 5
     assert not Path("runs/one/study.db").exists()
+
+
+def test_export_needs_the_database_alone(once: Path, finished: dict[str, Any]) -> None:
+    winner, third = view.exported("s", None, None), view.exported("s", None, 3)
+    shutil.move(once / "family", once / "gone")
+    assert view.exported("s", None, None) == winner
+    assert view.exported("s", None, 3) == third
+    shutil.move(once / "gone", once / "family")
+
+
+def test_what_cannot_be_scored_is_found_before_anything_is_written(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = (family / "experts/sort/config.json").read_text()
+
+    def refusal() -> str:
+        for action in (
+            lambda: view.check(family / "study.yaml"),
+            lambda: loop.search(family / "study.yaml", "s", trials=None, seed=None, **options),
+        ):
+            with pytest.raises(EvomergeError) as caught:
+                action()
+        assert not Path("runs/s/study.db").exists()
+        return str(caught.value)
+
+    for wrong, message in (
+        (config.replace('"hidden_size": 96', '"hidden_size": 48'), "got [33, 96] in the weights"),
+        (config.replace('"llama"', '"lama"'), "expected a configuration that transformers knows"),
+        (config.replace("LlamaForCausalLM", "LamaForCausalLM"), "expected an architecture"),
+    ):
+        assert wrong != config
+        (family / "experts/sort/config.json").write_text(wrong)
+        assert message in refusal()
+    (family / "experts/sort/config.json").write_text(config)
+    (family / "base/tokenizer.json").write_text("{}")
+    assert "expected a tokenizer" in refusal()
+    options["device"] = "bogus"
+    assert "expected a tokenizer" in refusal()
 
 
 def test_a_text_file_as_database_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
