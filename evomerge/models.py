@@ -21,6 +21,8 @@ _SMALL = 20_000_000  # parameters; below, more threads cost more than they bring
 # Attention that sees all before it, or a window of it; states of other kinds go on token by token.
 _PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 transformers.utils.logging.disable_progress_bar()
@@ -107,6 +109,11 @@ def _continued(past: Past | None) -> dict[str, Any]:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of a model's folder; raises CheckpointError where there is none."""
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise CheckpointError(
+            f"expected a tokenizer in {folder}, got none of {', '.join(_TOKENIZER_FILES)}; "
+            "copy the files there from the model's source"
+        )
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(str(folder))
     except Exception as problem:  # the library raises whatever its parsers raise

@@ -184,7 +184,7 @@ def test_an_ensemble_of_one_has_that_model_s_probabilities(tmp_path: Path) -> No
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     save_random(tmp_path, "llama")
-    with pytest.raises(CheckpointError, match="expected a tokenizer, got") as caught:
+    with pytest.raises(CheckpointError, match=r"expected a tokenizer in .*, got none of") as caught:
         load_tokenizer(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)

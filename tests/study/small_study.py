@@ -11,6 +11,7 @@ from evomerge import plugins, proxy_tasks
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import EvomergeError, Place, StudyFileError
 from evomerge.study.file import StudyFile, check_study, parse_study
+from evomerge.zoo.tokenizer import build_tokenizer
 from tests.architectures import save_random
 
 KINDS = plugins.names(proxy_tasks)
@@ -42,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("study")
     for seed, name in enumerate(("base", "math", "code")):
         save_random(found / name, "llama", seed)
+    build_tokenizer().save_pretrained(found / "base")
     rows = [{"q": f"{n} + 1 =", "a": "b", "o": [f"{n}", f"{n + 1}"]} for n in range(15)]
     text = "\n".join(map(json.dumps, rows))
     (found / "items.jsonl").write_text(text)
