@@ -1,4 +1,4 @@
-"""Merges are the same as mergekit 0.1.5's, within a few units in the last place, and as in float64."""
+"""Merges are mergekit 0.1.5's to a few units in the last place, and those of float64."""
 
 import random
 from collections.abc import Mapping
