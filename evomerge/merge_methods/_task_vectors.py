@@ -6,7 +6,7 @@ base + λ Σ D_i / d; they differ in the sparsification and in whether signs are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -85,6 +85,20 @@ def within_band(delta: torch.Tensor, columns: Columns, index: int) -> torch.Tens
     magnitude = delta.abs()
     kept = magnitude.clone().ge_(columns["least"][index]) * magnitude.le_(columns["largest"][index])
     return delta * kept
+
+
+def dropped(
+    base: torch.Tensor,
+    models: Sequence[torch.Tensor],
+    columns: Columns,
+    uniform: Callable[[int], torch.Tensor],
+) -> list[torch.Tensor]:
+    """Return the weighted task vectors, 0 where an entry's random number reaches the density."""
+    weighted = []
+    for index, model in enumerate(models):
+        kept = uniform(index).lt_(columns["density"][index])
+        weighted.append((model - base) * kept * columns["factor"][index])
+    return weighted
 
 
 def add_to(base: torch.Tensor, weighted: Sequence[torch.Tensor]) -> torch.Tensor:

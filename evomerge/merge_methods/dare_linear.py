@@ -14,6 +14,7 @@ from evomerge.merge_methods._task_vectors import (
     SEED,
     WEIGHT,
     add_to,
+    dropped,
     mask_gain,
     normalize,
     rescale,
@@ -34,11 +35,7 @@ def kernel(
 ) -> torch.Tensor:
     """Keep an entry where its random number is below the density, and add up what is kept."""
     assert base is not None
-    weighted = []
-    for index, model in enumerate(models):
-        kept = uniform(index).lt_(columns["density"][index])
-        weighted.append((model - base) * kept * columns["factor"][index])
-    return add_to(base, weighted)
+    return add_to(base, dropped(base, models, columns, uniform))
 
 
 METHOD = MergeMethod(

@@ -13,6 +13,7 @@ from evomerge.merge_methods._task_vectors import (
     LAMBDA,
     SEED,
     WEIGHT,
+    dropped,
     elect_and_merge,
     mask_gain,
     normalize,
@@ -34,11 +35,7 @@ def kernel(
 ) -> torch.Tensor:
     """Keep an entry where its random number is below the density, then merge by sign consensus."""
     assert base is not None
-    weighted = []
-    for index, model in enumerate(models):
-        kept = uniform(index).lt_(columns["density"][index])
-        weighted.append((model - base) * kept * columns["factor"][index])
-    return elect_and_merge(base, weighted, columns)
+    return elect_and_merge(base, dropped(base, models, columns, uniform), columns)
 
 
 METHOD = MergeMethod(

@@ -79,9 +79,9 @@ class Merger:
         buffers = allocate(self._layout, self.device, number)
         self._inputs.append(buffers)
         places = views(self._layout, buffers)
-        digests: list[tuple[str, str]] = []
+        digests: dict[str, str] = {}
         for name, tensor in checkpoint.read([*self._layout.tensors, *self._layout.copied]):
-            digests.append((name, tensor_digest(tensor)))
+            digests[name] = tensor_digest(tensor)
             if name in places:
                 if not torch.isfinite(tensor).all():
                     raise CheckpointError(
@@ -91,13 +91,12 @@ class Merger:
                 places[name].copy_(tensor)
             elif number == 0:
                 self._copied[name] = tensor.to(self.device)
-            elif tensor_digest(tensor) != tensor_digest(self._copied[name]):
+            elif digests[name] != tensor_digest(self._copied[name]):
                 raise CheckpointError(
                     "expected the same whole numbers in every model, which are not merged, "
                     f"got others in {name} of {checkpoint.ref}"
                 )
-        text = "\n".join(f"{name} {digest}" for name, digest in sorted(digests))
-        self.fingerprints[checkpoint.ref] = xxhash.xxh3_128_hexdigest(text.encode())
+        self.fingerprints[checkpoint.ref] = weights_digest(digests)
 
     @cached_property
     def output(self) -> Mapping[str, torch.Tensor]:
@@ -189,8 +188,7 @@ class Merger:
 
     def digest(self) -> str:
         """Return a 128-bit hash of the output's names and bits."""
-        lines = sorted(f"{name} {tensor_digest(one)}" for name, one in self.output.items())
-        return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
+        return weights_digest({name: tensor_digest(one) for name, one in self.output.items()})
 
 
 def _stack(columns: Mapping[str, Array]) -> tuple[Spans, list[Array]]:
@@ -203,6 +201,12 @@ def _stack(columns: Mapping[str, Array]) -> tuple[Spans, list[Array]]:
         parts.append(part)
         first += part.shape[1]
     return tuple(spans), parts
+
+
+def weights_digest(digests: Mapping[str, str]) -> str:
+    """Return a 128-bit hash of a model's weights from the digests of its tensors, by name."""
+    lines = sorted(f"{name} {digest}" for name, digest in digests.items())
+    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:

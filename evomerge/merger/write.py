@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import xxhash
 from safetensors.torch import save_file
 
 from evomerge.checkpoints import (
@@ -21,7 +19,7 @@ from evomerge.checkpoints import (
 )
 from evomerge.errors import CheckpointError, Place
 from evomerge.files import whole_folder, write_json, write_text
-from evomerge.merger import Merger, Progress, tensor_digest
+from evomerge.merger import Merger, Progress, tensor_digest, weights_digest
 from evomerge.recipe import Recipe, resolve
 
 SHARD_BYTES = 4 * 10**9
@@ -100,7 +98,7 @@ def _write_shards(
     device: torch.device,
     progress: Progress,
 ) -> str:
-    digests: list[str] = []
+    digests: dict[str, str] = {}
     weight_map: dict[str, str] = {}
     total_bytes = 0
     for number, names in enumerate(shards, start=1):
@@ -114,7 +112,7 @@ def _write_shards(
                 raise CheckpointError(
                     f"expected finite numbers, got NaN or infinity in merged {name}"
                 )
-            digests.append(f"{name} {tensor_digest(tensor)}")
+            digests[name] = tensor_digest(tensor)
             total_bytes += tensor.nbytes
         file = (
             SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -131,11 +129,11 @@ def _write_shards(
             "weight_map": dict(sorted(weight_map.items())),
         }
         write_json(folder / INDEX, index)
-    return xxhash.xxh3_128_hexdigest("\n".join(sorted(digests)).encode())
+    return weights_digest(digests)
 
 
 def _write_config(donor: Checkpoint, dtype: str | None, folder: Path) -> None:
-    config = json.loads(json.dumps(donor.config))
+    config = dict(donor.config)
     if dtype:
         key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
         config[key] = dtype

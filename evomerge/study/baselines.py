@@ -10,6 +10,7 @@ from evomerge.checkpoints import ModelRef
 from evomerge.errors import CandidateError, Place, RecipeError
 from evomerge.evaluator import Split
 from evomerge.fitness import Fitness, TaskScores, best_of, mean_scores
+from evomerge.merger import Progress
 from evomerge.recipe import Recipe, parse_recipe
 from evomerge.study.scorer import Scorer
 from evomerge.study.store import Store, pack, unpack
@@ -73,7 +74,7 @@ def baselines(
     result_dtype: str,
     seed: int,
     worst: float,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Baselines:
     """Score every baseline on the search split, or read what the database has of it."""
     experts = [name for name in refs if name != "base"]

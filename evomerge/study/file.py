@@ -16,7 +16,7 @@ from evomerge.errors import CheckpointError, DataError, Found, Place, SpaceError
 from evomerge.evaluator import Split, TaskItems, draw_items
 from evomerge.files import load_yaml
 from evomerge.genome import Genome
-from evomerge.models import check_runnable, load_tokenizer
+from evomerge.models import Tokenizer, check_runnable, load_tokenizer
 from evomerge.module_groups import Architecture
 from evomerge.optimizers import OptimizerSettings
 from evomerge.proxy_tasks import TaskSettings
@@ -118,12 +118,16 @@ class StudyFile:
         }
 
 
-def load_study_file(path: Path) -> StudyFile:
-    """Read a study file.
+def load_study_file(path: Path, *, trials: int | None = None, seed: int | None = None) -> StudyFile:
+    """Read a study file; `trials` and `seed`, where given, stand for those of its search.
 
     Raises StudyFileError or SpaceError with the place of the first mistake.
     """
     data = load_yaml(path, StudyFileError)
+    given = {"trials": trials, "seed": seed}
+    search = data.setdefault("search", {}) if isinstance(data, dict) else None
+    if isinstance(search, dict):
+        search.update({key: value for key, value in given.items() if value is not None})
     return parse_study(data, path.resolve().parent, Place(str(path), StudyFileError))
 
 
@@ -206,6 +210,7 @@ class CheckedStudy:
     space: SearchSpace
     tensors: tuple[str, ...]  # those that are merged
     tasks: tuple[TaskItems, ...]
+    tokenizer: Tokenizer  # the base's
     optimizer: str  # never auto
 
 
@@ -228,10 +233,10 @@ def check_study(file: StudyFile) -> CheckedStudy:
     space = bind_space(file, merged, max(dict.fromkeys(dtypes), key=dtypes.count))
     for one in opened:
         check_runnable(one.folder, {name: info.shape for name, info in one.tensors.items()})
-    load_tokenizer(opened[0].folder)
+    tokenizer = load_tokenizer(opened[0].folder)
     tasks = tuple(_items(file, name, settings) for name, settings in file.tasks.items())
     optimizer = _optimizer(file, space)
-    return CheckedStudy(file, refs, tuple(opened), space, merged, tasks, optimizer)
+    return CheckedStudy(file, refs, tuple(opened), space, merged, tasks, tokenizer, optimizer)
 
 
 def bind_space(file: StudyFile, tensors: Sequence[str], dtype: str) -> SearchSpace:

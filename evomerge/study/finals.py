@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evomerge.errors import CandidateError, StudyError
 from evomerge.evaluator import SPLITS
 from evomerge.fitness import TaskScores, mean_correct, mean_scores, normalized_accuracy
+from evomerge.merger import Progress
 from evomerge.search_space import SearchSpace
 from evomerge.study.baselines import Baselines, Row, row_scores
 from evomerge.study.scorer import Scorer
 from evomerge.study.store import Store, TrialRecord
 
 _TOP = 5  # best trials on the search split that are scored again
-Progress = Callable[[str, int, int], None]
 
 
 def finish_study(

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from evomerge import optimizers
 from evomerge.errors import CandidateError, InputError, Place, StudyError, StudyFileError
-from evomerge.files import load_yaml
 from evomerge.fitness import Fitness, mean_correct, mean_scores
 from evomerge.genome import Genome, describe
 from evomerge.optimizers import Evaluated, Optimizer
 from evomerge.study.baselines import Baselines, baselines, starting_points
-from evomerge.study.file import CheckedStudy, check_study, parse_study
+from evomerge.study.file import CheckedStudy, check_study, load_study_file, parse_study
 from evomerge.study.finals import finish_study
 from evomerge.study.scorer import Scorer
 from evomerge.study.store import Store, TrialRecord, only_writer, pack, refuse_existing
@@ -180,21 +179,13 @@ def search(
     watcher: Watcher,
 ) -> dict[str, Any]:
     """Launch a study from its file under a name; returns its report."""
-    data = load_yaml(path, StudyFileError)
-    place = Place(str(path), StudyFileError)
-    given = {"trials": trials, "seed": seed}
-    if isinstance(data, dict):
-        asked = {key: value for key, value in given.items() if value is not None}
-        part = data.setdefault("search", {})
-        if isinstance(part, dict):
-            part.update(asked)
-    checked = check_study(parse_study(data, path.resolve().parent, place))
+    checked = check_study(load_study_file(path, trials=trials, seed=seed))
     with only_writer(name, url):
         refuse_existing(name, url)
         scorer = _scorer(checked, device, watcher)
         store = Store.create(name, url, _record(checked))
-        total = checked.file.search.trials
-        return _run(store, checked, scorer, total, watcher)
+        _check_inputs(store, scorer)
+        return _run(store, checked, scorer, checked.file.search.trials, watcher)
 
 
 def resume(
@@ -204,7 +195,7 @@ def resume(
 
     `trials` is a total. Raises StudyError where the inputs are no longer what they were.
     """
-    Store.open(name, url)
+    Store.open(name, url)  # before the lock, which would make a folder for a misspelt name
     with only_writer(name, url):
         store = Store.open(name, url)
         record = store.get("study")
@@ -216,6 +207,7 @@ def resume(
         checked = replace(checked, optimizer=record["optimizer"])
         _refuse_changes(name, record, _record(checked), watcher)
         scorer = _scorer(checked, device, watcher)
+        _check_inputs(store, scorer)
         total = trials or record["trials"]
         if total != record["trials"]:
             store.set("report", None)  # until the longer study has its own
@@ -227,6 +219,7 @@ def _scorer(checked: CheckedStudy, device: str | None, watcher: Watcher) -> Scor
     return Scorer(
         checked.checkpoints,
         checked.tasks,
+        checked.tokenizer,
         result_dtype=checked.space.result_dtype,
         device=device,
         progress=watcher.stage,
@@ -237,7 +230,6 @@ def _run(
     store: Store, checked: CheckedStudy, scorer: Scorer, total: int, watcher: Watcher
 ) -> dict[str, Any]:
     store.bind(checked.space.holes)
-    _check_inputs(store, scorer)
     return Run(store, checked, total, scorer, watcher).all()
 
 
@@ -289,6 +281,5 @@ def _check_inputs(store: Store, scorer: Scorer) -> None:
             )
 
 
-def _best(records: Any) -> float | None:
-    found: list[TrialRecord] = list(records)
-    return max((one.fitness for one in found if one.fitness is not None), default=None)
+def _best(records: Iterable[TrialRecord]) -> float | None:
+    return max((one.fitness for one in records if one.fitness is not None), default=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -12,26 +12,24 @@ from evomerge.errors import CandidateError
 from evomerge.evaluator import Evaluator, Split, TaskItems
 from evomerge.fitness import TaskScores
 from evomerge.language_model import Ensemble
-from evomerge.merger import Merger
-from evomerge.models import LiveModel, best_device, load_tokenizer, use_threads
+from evomerge.merger import Merger, Progress
+from evomerge.models import LiveModel, Tokenizer, best_device, use_threads
 from evomerge.recipe import Recipe
-
-Progress = Callable[[str, int, int], None]
 
 
 class Scorer:
     """The input models in memory, the one live candidate, and the tasks to score it on.
 
-    `checkpoints[0]` is the base; its configuration and tokenizer serve every candidate. Raises
-    CheckpointError where the models cannot be merged in memory or scored.
+    The configuration of `checkpoints[0]`, the base, serves every candidate. Raises CheckpointError
+    where the models cannot be merged in memory or scored.
     """
 
     def __init__(
         self,
         checkpoints: Sequence[Checkpoint],
         tasks: Sequence[TaskItems],
+        tokenizer: Tokenizer,
         *,
-        tokenizer_of: Checkpoint | None = None,
         result_dtype: str | None = None,
         device: str | None = None,
         progress: Progress = lambda text, done, total: None,
@@ -39,7 +37,6 @@ class Scorer:
         first = checkpoints[0]
         use_threads(sum(torch.Size(info.shape).numel() for info in first.tensors.values()))
         self._checkpoints = list(checkpoints)
-        tokenizer = load_tokenizer((tokenizer_of or first).folder)
         self._evaluator = Evaluator(tasks, tokenizer)
         self._device = best_device(device)
         self.merger = Merger(

@@ -52,8 +52,6 @@ class TrialRecord:
     state: str  # complete, failed or running
     values: Values
     fitness: float | None
-    tasks: Mapping[str, Mapping[str, float]]
-    error: str | None
     started: datetime | None
     finished: datetime | None
 
@@ -204,7 +202,6 @@ class Store:
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
-    metrics = trial.user_attrs.get("metrics", {})
     state = _STATES.get(trial.state, "running")
     return TrialRecord(
         trial.number,
@@ -212,8 +209,6 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         state,
         trial.params,
         trial.value if state == "complete" else None,
-        metrics.get("tasks", {}),
-        metrics.get("error"),
         trial.datetime_start,
         trial.datetime_complete,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from evomerge.fitness import (
     mean_scores,
     normalized_accuracy,
 )
+from evomerge.merger import Progress
 from evomerge.recipe import Recipe, load_recipe, parse_recipe, resolve
 from evomerge.settings import Conditional
 from evomerge.study.file import (
@@ -39,8 +40,6 @@ from evomerge.study.file import (
 from evomerge.study.finals import best_trials
 from evomerge.study.scorer import Scorer
 from evomerge.study.store import Store, command, studies
-
-Progress = Callable[[str, int, int], None]
 
 __all__ = ["check", "evaluate", "exported", "status", "status_line", "stored_report", "studies"]
 
@@ -147,12 +146,11 @@ def evaluate(
     checked = check_study(load_study_file(study))
     subject = _open_subject(what)
     chosen: Split = split
-    tokenizer_of = checked.checkpoints[0]
     experts = _expert_scores(checked, chosen, device, progress)
     scorer = Scorer(
         subject.checkpoints,
         checked.tasks,
-        tokenizer_of=tokenizer_of,
+        checked.tokenizer,
         result_dtype=subject.recipe.result_dtype if subject.recipe else None,
         device=device,
         progress=progress,
@@ -191,7 +189,9 @@ def _open_subject(what: str) -> _Subject:
 def _expert_scores(
     checked: CheckedStudy, split: Split, device: str | None, progress: Progress
 ) -> list[TaskScores]:
-    scorer = Scorer(checked.checkpoints, checked.tasks, device=device, progress=progress)
+    scorer = Scorer(
+        checked.checkpoints, checked.tasks, checked.tokenizer, device=device, progress=progress
+    )
     refs = [ref for name, ref in checked.refs.items() if name != "base"]
     return [scorer.model(ref, split, exact=True) for ref in refs]
 

@@ -172,6 +172,8 @@ def test_changed_weights_are_refused(
     weights.write_bytes(data)
     with pytest.raises(StudyError, match=r"the weights of .*experts/sort are not those"):
         loop.resume("s", trials=20, **options)
+    assert view.stored_report("s", None) == finished  # a refusal changes nothing
+    assert view.status("s", None)["total"] == 12
     shutil.copyfile(family / "experts/reverse/model.safetensors", weights)
     with pytest.raises(StudyError, match=r"the weights of .*experts/sort are not those"):
         loop.resume("s", trials=20, **options)
