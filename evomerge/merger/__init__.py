@@ -15,7 +15,8 @@ import numpy as np
 import torch
 import xxhash
 
-from evomerge.checkpoints import Checkpoint, ModelRef, check_alike
+from evomerge.checkpoints import Checkpoint, ModelRef
+from evomerge.compatibility import check_alike
 from evomerge.errors import CandidateError, CheckpointError, RecipeError
 from evomerge.merge_methods import Array, Settings
 from evomerge.merger import random

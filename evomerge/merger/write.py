@@ -14,9 +14,9 @@ from evomerge.checkpoints import (
     INDEX,
     SINGLE,
     Checkpoint,
-    check_alike,
     open_checkpoint,
 )
+from evomerge.compatibility import check_alike
 from evomerge.errors import CheckpointError, Place
 from evomerge.files import whole_folder, write_json, write_text
 from evomerge.merger import Merger, Progress, tensor_digest, weights_digest

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge import optimizers, plugins, proxy_tasks
-from evomerge.checkpoints import FLOATING, Checkpoint, ModelRef, check_alike, open_checkpoint
+from evomerge.checkpoints import FLOATING, Checkpoint, ModelRef, open_checkpoint
+from evomerge.compatibility import check_alike
 from evomerge.errors import CheckpointError, DataError, Found, Place, SpaceError, StudyFileError
 from evomerge.evaluator import Split, TaskItems, draw_items
 from evomerge.files import load_yaml

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evomerge.checkpoints import Checkpoint, ModelRef, check_alike, open_checkpoint
+from evomerge.checkpoints import Checkpoint, ModelRef, open_checkpoint
+from evomerge.compatibility import check_alike
 from evomerge.errors import (
     CheckpointError,
     Found,
