@@ -1,125 +1,161 @@
-"""Lazy, checked reading of safetensors checkpoints, and writing them back.
+"""Lazy, checked reading of checkpoints: a folder or a Hub id, with or without a LoRA adapter.
 
-Opening a checkpoint reads headers only and imports no torch; tensors are read one by one.
+Opening a checkpoint reads headers only and imports no torch, except for `.bin` files, which have no
+header of their own; tensors are read one by one.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
+from evomerge.adapter_reader import CONFIG, open_adapter
+from evomerge.adapters import AdaptedTensors, Adapter
 from evomerge.errors import CheckpointError, Found, Place, first_line
 from evomerge.files import exists
+from evomerge.headers import FLOATING, TensorInfo, read_json
+from evomerge.tensor_files import (
+    INDEX,
+    PICKLED,
+    PICKLED_INDEX,
+    SINGLE,
+    StoredTensors,
+    find_tensors,
+    read_by_file,
+)
 
 if TYPE_CHECKING:
     import torch
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-FLOATING = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+__all__ = [
+    "FLOATING",
+    "INDEX",
+    "SINGLE",
+    "Checkpoint",
+    "ModelRef",
+    "TensorInfo",
+    "locate",
+    "open_checkpoint",
+]
+
+_HEAD = "lm_head.weight"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+_HUB_PICKLED = ["pytorch_model*.bin", "adapter_model.bin"]  # where there are no safetensors
 _HUB_COPIES = ["*/*", "consolidated*"]  # the same weights in other formats
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?\Z")
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A reference to a model: a local folder or a Hub id, with an optional revision.
+    """A reference to a model: a local folder or a Hub id, with a revision, with an adapter.
 
-    Written `path`, `org/name` or `org/name@revision`.
+    Written `path`, `org/name`, `org/name@revision`, and each of these with `+` and an adapter in
+    the same forms behind it.
     """
 
     path: str
     revision: str | None = None
+    adapter: ModelRef | None = None
 
     @classmethod
     def parse(cls, value: object, place: Place) -> ModelRef:
-        """Read a reference from a recipe or study file; raises the place's error."""
+        """Read a reference from a recipe or study file; raises the place's error.
+
+        A `+` or an `@` in the name of a folder that exists belongs to the name.
+        """
         if not isinstance(value, str) or not value.strip():
             raise place.fail("a model: a folder or a Hub id such as org/name@revision", value)
         text = value.strip()
-        if "+" in text and not exists(Path(text)):
-            raise place.fail(
-                "a model without an adapter",
-                text,
-                "merge the adapter into its model first (adapters are not read yet)",
-            )
-        head, at, revision = text.rpartition("@")
-        if at and not exists(Path(text)):
-            if not head or not revision:
-                raise place.fail("model@revision", text)
-            return cls(head, revision)
-        return cls(text)
+        if "+" not in text or _there(text):
+            return cls(*_with_revision(text, place))
+        cuts = [(text[:at].strip(), text[at + 1 :].strip()) for at in _places("+", text)]
+        for model, adapter in cuts:
+            if all(part and ("+" not in part or _there(part)) for part in (model, adapter)):
+                behind = cls(*_with_revision(adapter, place))
+                return cls(*_with_revision(model, place), behind)
+        raise place.fail(
+            "model or model+adapter", text, "merge all adapters but one into the model first"
+        )
 
     def __str__(self) -> str:
-        return f"{self.path}@{self.revision}" if self.revision else self.path
+        text = f"{self.path}@{self.revision}" if self.revision else self.path
+        return f"{text}+{self.adapter}" if self.adapter else text
 
     def resolved(self, folder: Path) -> ModelRef:
-        """Return this reference with a relative local path made absolute against `folder`."""
+        """Return this reference with relative local paths made absolute against `folder`."""
+        adapter = self.adapter.resolved(folder) if self.adapter else None
         local = folder / os.path.expanduser(self.path)
         if self.revision or not exists(local):
-            return self
-        return ModelRef(str(local.resolve()))
+            return ModelRef(self.path, self.revision, adapter)
+        return ModelRef(str(local.resolve()), None, adapter)
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a safetensors header says of one tensor."""
+def _places(mark: str, text: str) -> list[int]:
+    return [place for place, character in enumerate(text) if character == mark]
 
-    shape: tuple[int, ...]
-    dtype: str  # as in the header: F32, BF16, I64, …
-    file: Path = field(compare=False)
 
-    @property
-    def floating(self) -> bool:
-        """Whether the tensor holds floating-point numbers that can be merged."""
-        return self.dtype in FLOATING
+def _there(text: str) -> bool:
+    return exists(Path(os.path.expanduser(text)))
+
+
+def _with_revision(text: str, place: Place) -> tuple[str, str | None]:
+    head, at, revision = text.rpartition("@")
+    if not at or _there(text):
+        return text, None
+    if not head or not revision:
+        raise place.fail("model@revision", text)
+    return head, revision
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's folder whose headers have been read and checked; `tensors` is in sorted order."""
+    """A model's folder whose headers have been read and checked; `tensors` is in sorted order.
+
+    With an adapter, `folder`, `tensors` and `config` are the model's own: an adapter changes
+    neither shapes nor dtypes. The tensors that `read` and `map` give are those with the adapter.
+    """
 
     ref: ModelRef
     folder: Path
     tensors: Mapping[str, TensorInfo]
+    adapter: Adapter | None = None
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of config.json; raises CheckpointError where it is missing or broken."""
-        return _read_json(self.folder / "config.json")
+        return read_json(self.folder / "config.json")
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield tensors one by one in their storage dtype, each file opened once.
 
         Raises CheckpointError where a file has become unreadable since it was opened.
         """
-        wanted: dict[Path, list[str]] = {}
-        for name in names:
-            wanted.setdefault(self.tensors[name].file, []).append(name)
-        for file, members in wanted.items():
-            try:
-                with safe_open(file, framework="pt") as stream:
-                    for name in members:
-                        yield name, stream.get_tensor(name)
-            except (SafetensorError, OSError) as problem:
-                raise CheckpointError(
-                    f"cannot read the tensors of {file}: {first_line(problem)}"
-                ) from None
+        stored = StoredTensors(self.adapter.tensors) if self.adapter else {}
+        for name, tensor in read_by_file(self.tensors, names):
+            yield name, self.adapter.apply(name, tensor, stored) if self.adapter else tensor
+
+    def map(self, names: Iterable[str]) -> Mapping[str, torch.Tensor]:
+        """Return the same tensors as `read`, each got when it is asked for.
+
+        All are contiguous. A tensor of a safetensors file or of a `.bin` file is mapped into
+        memory: it is paged in as it is touched, and its pages are the system's to drop; files of
+        before PyTorch 1.6 are held in memory. A tensor that an adapter changes is computed anew
+        each time. Raises CheckpointError, on access, as `read`.
+        """
+        stored = StoredTensors({name: self.tensors[name] for name in names})
+        return AdaptedTensors(self.adapter, stored) if self.adapter else stored
 
 
 def locate(ref: ModelRef, place: Place) -> Path:
     """Return the local folder of a model, downloading a Hub model that is not in the cache.
 
-    Raises the place's error where there is neither a folder nor a model of that name in reach.
+    The adapter of `ref` has no part in it. Raises the place's error where there is neither a folder
+    nor a model of that name in reach.
     """
     local = Path(os.path.expanduser(ref.path))
     if exists(local):
@@ -127,47 +163,48 @@ def locate(ref: ModelRef, place: Place) -> Path:
             raise place.fail("a folder without a revision", str(ref), "drop what follows the @")
         if local.is_dir():
             return local.resolve()
-        raise place.fail("a folder with config.json and safetensors files", str(ref))
+        hint = "merge the model's original weights" if local.suffix == ".gguf" else ""
+        raise place.fail("a folder with config.json and safetensors files", ref.path, hint)
     if not _REPOSITORY.fullmatch(ref.path):
         raise place.fail("a model's folder", Found(f"{ref.path}, which does not exist"))
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(
-            snapshot_download(
-                ref.path,
-                revision=ref.revision,
-                allow_patterns=_HUB_FILES,
-                ignore_patterns=_HUB_COPIES,
-            )
-        ).resolve()
+        folder = _download(ref, _HUB_FILES)
+        if not any(folder.glob("*.safetensors")):
+            folder = _download(ref, _HUB_PICKLED)
     except Exception as problem:  # the library raises whatever its HTTP client raises
-        reason = first_line(problem)
+        name = str(ModelRef(ref.path, ref.revision))
         raise place.fail(
             "a model's folder or a Hub id",
-            Found(f"{str(ref)!r}, for which there is no folder and the Hub gave none"),
-            f"check the spelling, the network and your access ({type(problem).__name__}: {reason})",
+            Found(f"{name!r}, for which there is no folder and the Hub gave none"),
+            "check the spelling, the network and your access "
+            f"({type(problem).__name__}: {first_line(problem)})",
         ) from None
+    return folder
+
+
+def _download(ref: ModelRef, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            ref.path,
+            revision=ref.revision,
+            allow_patterns=patterns,
+            ignore_patterns=_HUB_COPIES,
+        )
+    ).resolve()
 
 
 def open_checkpoint(ref: ModelRef, place: Place) -> Checkpoint:
-    """Open a model's folder and read the headers of all its safetensors files.
+    """Open a model's folder and read the headers of its weights, and of its adapter's.
 
-    A single file goes before an index, as in transformers. Raises the place's error where the model
-    cannot be found, and CheckpointError where a file is missing, damaged, or outside the folder, or
-    where an index and its files disagree on what is where.
+    Raises the place's error where a folder cannot be found, and CheckpointError where files are
+    missing or damaged, or where model and adapter do not fit each other.
     """
     folder = locate(ref, place)
-    if (folder / SINGLE).is_file():
-        tensors = _header(folder / SINGLE)
-    elif (folder / INDEX).is_file():
-        tensors = _indexed(folder / INDEX)
-    else:
-        adapter = (folder / "adapter_config.json").is_file()
-        raise CheckpointError(
-            f"expected {SINGLE} or {INDEX} in {folder}, got neither; "
-            + ("merge the adapter into its model" if adapter else "only safetensors are read")
-        )
+    tensors = find_tensors(folder)
+    if tensors is None:
+        raise _no_weights(folder)
     if not tensors:
         raise CheckpointError(f"expected tensors, got none in {folder}")
     checkpoint = Checkpoint(ref, folder, dict(sorted(tensors.items())))
@@ -175,64 +212,23 @@ def open_checkpoint(ref: ModelRef, place: Place) -> Checkpoint:
         raise CheckpointError(
             f"expected a model's configuration, got an empty {folder}/config.json"
         )
-    return checkpoint
+    if ref.adapter is None:
+        return checkpoint
+    tied = checkpoint.config.get("tie_word_embeddings")
+    tied = tied if isinstance(tied, bool) else _HEAD not in tensors
+    adapter = open_adapter(locate(ref.adapter, place), checkpoint.tensors, tied)
+    return Checkpoint(ref, folder, checkpoint.tensors, adapter)
 
 
-def _indexed(index: Path) -> dict[str, TensorInfo]:
-    weight_map = _weight_map(index)
-    tensors: dict[str, TensorInfo] = {}
-    for name in sorted(set(weight_map.values())):
-        file = index.parent / name
-        if not file.is_file():
-            raise CheckpointError(f"the shard {name} that {index} names is missing")
-        for tensor, info in _header(file).items():
-            if weight_map.get(tensor) != name:
-                where = weight_map.get(tensor, "no file")
-                raise CheckpointError(f"{index} places {tensor} in {where}, but {name} holds it")
-            tensors[tensor] = info
-    for tensor, name in weight_map.items():
-        if tensor not in tensors:
-            raise CheckpointError(f"{index} places {tensor} in {name}, which does not hold it")
-    return tensors
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    content = _read_json(index).get("weight_map")
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"expected a weight_map, got none in {index}")
-    for tensor, name in content.items():
-        if (
-            not isinstance(name, str)
-            or not name.endswith(".safetensors")
-            or Path(name).name != name
-        ):
-            raise CheckpointError(
-                f"expected a safetensors file beside {index}, got {name!r} for {tensor}"
-            )
-    return content
-
-
-def _header(file: Path) -> dict[str, TensorInfo]:
-    try:
-        with safe_open(file, framework="numpy") as stream:
-            found = {}
-            for name in stream.keys():  # noqa: SIM118 (a handle, not a mapping)
-                part = stream.get_slice(name)
-                found[name] = TensorInfo(tuple(part.get_shape()), part.get_dtype(), file)
-            return found
-    except (SafetensorError, OSError) as problem:
-        raise CheckpointError(
-            f"expected a whole safetensors file, got {first_line(problem)} in {file}"
-        ) from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"expected {path.name} in {path.parent}, got no such file") from None
-    except (ValueError, OSError, RecursionError) as problem:
-        raise CheckpointError(f"expected JSON, got {first_line(problem)} in {path}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"expected a JSON object, got a {type(content).__name__} in {path}")
-    return content
+def _no_weights(folder: Path) -> CheckpointError:
+    if (folder / CONFIG).is_file():
+        return CheckpointError(
+            f"expected a model, got the adapter {folder}; write it behind its model: model+adapter"
+        )
+    quantized = sorted(folder.glob("*.gguf"))
+    found, hint = "none of them", "write the weights there by one of these names"
+    if quantized:
+        found, hint = quantized[0].name, "GGUF is not read; merge the model's original weights"
+    return CheckpointError(
+        f"expected {SINGLE}, {INDEX}, {PICKLED} or {PICKLED_INDEX} in {folder}, got {found}; {hint}"
+    )

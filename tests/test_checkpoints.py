@@ -15,6 +15,7 @@ from evomerge.errors import CheckpointError, EvomergeError, InputError, Place
 from tests.tiny_models import (
     llama_shapes,
     weights,
+    write_checkpoint,
     write_family,
 )
 
@@ -81,6 +82,53 @@ def test_tensors_are_read_lazily(family: Path) -> None:
         dict(checkpoint.read(["lm_head.weight"]))
 
 
+class TestMap:
+    """`map` gives what `read` gives, when it is asked for."""
+
+    def test_it_is_what_is_read(self, family: Path) -> None:
+        sharded(family / "a")
+        checkpoint = open_(family / "a")
+        mapped = checkpoint.map(checkpoint.tensors)
+        assert list(mapped) == list(checkpoint.tensors)
+        for name, tensor in checkpoint.read(checkpoint.tensors):
+            assert torch.equal(mapped[name], tensor)
+            assert mapped[name].is_contiguous()
+            assert mapped[name].view(-1).shape == (tensor.numel(),)
+        assert list(checkpoint.map(["lm_head.weight"])) == ["lm_head.weight"]
+        with pytest.raises(KeyError):
+            checkpoint.map(["lm_head.weight"])["model.norm.weight"]
+
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+    def test_nothing_is_read_before_it_is_touched(self, tmp_path: Path) -> None:
+        write_checkpoint(tmp_path / "m", {"x": torch.ones(8 * 2**20)}, {"model_type": "x"})
+        mapped = open_(tmp_path / "m").map(["x"])
+        before = resident()
+        tensor = mapped["x"]
+        assert resident()["RssFile"] - before["RssFile"] < 8 * 1024  # kB of 32 MiB
+        assert tensor.view(torch.int16).view(-1)[::512].sum() == 0
+        assert resident()["RssFile"] - before["RssFile"] > 24 * 1024
+        assert resident()["RssAnon"] - before["RssAnon"] < 8 * 1024
+
+    def test_writing_into_a_tensor_leaves_the_file_alone(self, family: Path) -> None:
+        checkpoint = open_(family / "a")
+        before = (family / "a" / "model.safetensors").read_bytes()
+        checkpoint.map(checkpoint.tensors)["lm_head.weight"].fill_(7)
+        assert (family / "a" / "model.safetensors").read_bytes() == before
+
+    def test_a_file_that_changed_is_refused(self, family: Path) -> None:
+        mapped = open_(family / "a").map(["model.norm.weight"])
+        save_file({"model.norm.weight": torch.ones(3)}, family / "a" / "model.safetensors")
+        with pytest.raises(CheckpointError, match=r"expected F32 of shape \[20\] for model.norm.w"):
+            mapped["model.norm.weight"]
+
+
+def resident() -> dict[str, int]:
+    """Kilobytes of this process in memory, by kind."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    parts = (line.split() for line in lines if line.startswith("Rss"))
+    return {part[0].rstrip(":"): int(part[1]) for part in parts}
+
+
 class TestDamage:
     @pytest.mark.parametrize("keep", [0, 4, 8, 40, 5000, -1])
     def test_truncated(self, family: Path, keep: int) -> None:
@@ -110,7 +158,7 @@ class TestDamage:
         index = sharded(family / "a")
         index["weight_map"]["lm_head.weight"] = name
         write_index(family / "a", index)
-        self.refused(family / "a", "expected a safetensors file beside .* for lm_head.weight")
+        self.refused(family / "a", "expected a .safetensors file beside .* for lm_head.weight")
 
     def test_index_places_a_tensor_in_the_wrong_file(self, family: Path) -> None:
         index = sharded(family / "a")
@@ -148,14 +196,18 @@ class TestDamage:
 
     def test_no_checkpoint(self, family: Path, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
-        self.refused(tmp_path / "empty", "expected model.safetensors or .*index.json in .*/empty")
-        (family / "a" / "model.safetensors").rename(family / "a" / "pytorch_model.bin")
-        self.refused(family / "a", "only safetensors are read")
+        self.refused(tmp_path / "empty", "expected model.safetensors, .* in .*/empty, got none")
 
-    def test_an_adapter(self, tmp_path: Path) -> None:
+    def test_an_adapter_alone(self, tmp_path: Path) -> None:
         (tmp_path / "lora").mkdir()
         (tmp_path / "lora" / "adapter_config.json").write_text("{}")
-        self.refused(tmp_path / "lora", "merge the adapter into its model")
+        self.refused(tmp_path / "lora", "got the adapter .*; write it behind its model")
+
+    def test_gguf(self, family: Path, tmp_path: Path) -> None:
+        (tmp_path / "gguf").mkdir()
+        (tmp_path / "gguf" / "model-q4.gguf").write_bytes(b"GGUF")
+        self.refused(tmp_path / "gguf", "got model-q4.gguf; GGUF is not read; merge the model's or")
+        self.refused(tmp_path / "gguf" / "model-q4.gguf", "merge the model's original weights")
 
     def test_no_tensors(self, family: Path) -> None:
         save_file({}, family / "a" / "model.safetensors")
@@ -210,6 +262,22 @@ class TestLocate:
         )
         assert list(chosen) == files[:5]
 
+    def test_pickled_weights_are_downloaded_where_there_are_no_safetensors(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[list[str]] = []
+
+        def download(path: str, **options: Any) -> str:
+            asked.append(options["allow_patterns"])
+            return str(tmp_path)
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        assert locate(ModelRef("org/name"), PLACE) == tmp_path.resolve()
+        files = ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "adapter_model.bin",
+                 "optimizer.bin", "training_args.bin"]  # fmt: skip
+        assert len(asked) == 2
+        assert list(filter_repo_objects(files, allow_patterns=asked[1])) == files[:3]
+
     @pytest.mark.parametrize("path", ["~nobody-is-called-this", "a\0b", "x" * 5000, "a b", "ü/ü/ü"])
     def test_odd_names(self, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -220,32 +288,3 @@ class TestLocate:
     def test_the_home_folder(self, family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(family))
         assert locate(ModelRef("~/a"), PLACE) == (family / "a").resolve()
-
-
-class TestModelRef:
-    def test_forms(self, family: Path) -> None:
-        assert ModelRef.parse(" org/name ", PLACE) == ModelRef("org/name")
-        assert ModelRef.parse("org/name@v1", PLACE) == ModelRef("org/name", "v1")
-        assert str(ModelRef("org/name", "v1")) == "org/name@v1"
-        odd = family / "b@2+c"
-        odd.mkdir()
-        assert ModelRef.parse(str(odd), PLACE) == ModelRef(str(odd))
-
-    @pytest.mark.parametrize("bad", ["", "  ", "@v1", "org/name@", None, 3, ["a"], {"a": 1}, True])
-    def test_refused(self, bad: object) -> None:
-        with pytest.raises(InputError, match=r"at models.base in study.yaml"):
-            ModelRef.parse(bad, PLACE)
-
-    def test_adapters_are_refused_in_words(self) -> None:
-        with pytest.raises(
-            InputError, match=r"expected a model without an adapter.*merge the adap"
-        ):
-            ModelRef.parse("org/base+org/lora", PLACE)
-
-    def test_resolved_against_a_folder(self, family: Path) -> None:
-        assert ModelRef("a").resolved(family) == ModelRef(str((family / "a").resolve()))
-        assert ModelRef("nothing").resolved(family) == ModelRef("nothing")
-        assert ModelRef("a", "v1").resolved(family) == ModelRef("a", "v1")
-        loop = family / "loop"
-        loop.symlink_to(loop)
-        assert ModelRef("loop").resolved(family) == ModelRef("loop")
