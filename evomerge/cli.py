@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -40,6 +40,10 @@ Storage = Annotated[
 ]
 Trials = Annotated[int | None, typer.Option(min=1, help="trials in all")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 … (CUDA where there is one)")]
+MemoryChoice = Annotated[
+    Literal["auto", "device", "host", "disk"],
+    typer.Option(help="where the input models lie (the first of the others that they fit)"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -104,6 +108,7 @@ def search(
     seed: Annotated[int | None, typer.Option(min=0, help="seed of the search")] = None,
     storage: Storage = None,
     device: Device = None,
+    memory: MemoryChoice = "auto",
 ) -> None:
     """Launch a study; it lives in runs/NAME."""
     from evomerge.study import loop
@@ -112,7 +117,14 @@ def search(
     name = loop.default_name(study) if name is None else name
     with _bars(f"; go on with {command('resume', name, storage)}") as bars:
         report = loop.search(
-            study, name, trials=trials, seed=seed, url=storage, device=device, watcher=bars
+            study,
+            name,
+            trials=trials,
+            seed=seed,
+            url=storage,
+            device=device,
+            memory=memory,
+            watcher=bars,
         )
     _conclude(name, storage, report)
 
@@ -123,13 +135,16 @@ def resume(
     trials: Trials = None,
     storage: Storage = None,
     device: Device = None,
+    memory: MemoryChoice = "auto",
 ) -> None:
     """Go on with a study from its database; more --trials extend it."""
     from evomerge.study import loop
     from evomerge.study.store import command
 
     with _bars(f"; go on with {command('resume', name, storage)}") as bars:
-        report = loop.resume(name, trials=trials, url=storage, device=device, watcher=bars)
+        report = loop.resume(
+            name, trials=trials, url=storage, device=device, memory=memory, watcher=bars
+        )
     _conclude(name, storage, report)
 
 
@@ -222,7 +237,12 @@ def merge(
     loaded = load_recipe(recipe)
     with _bars() as bars:
         digest = write_model(
-            loaded, out_dir, str(recipe), device=best_device(device), progress=bars.stage
+            loaded,
+            out_dir,
+            str(recipe),
+            device=best_device(device),
+            progress=bars.stage,
+            note=bars.note,
         )
     _say(f"{out_dir} holds the merged model, weights {digest}")
 
@@ -234,12 +254,13 @@ def evaluate(
     split: Annotated[str, typer.Option(help="search, select or heldout")] = "search",
     as_json: Json = False,
     device: Device = None,
+    memory: MemoryChoice = "auto",
 ) -> None:
     """Score a model or a recipe on a study's tasks."""
     from evomerge.study.view import evaluate as run
 
     with _bars() as bars:
-        found = run(model, study, split, device, bars.stage)
+        found = run(model, study, split, device, memory, bars.stage)
     if as_json:
         _say(json.dumps(found, indent=2))
         return

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError
+from evomerge.module_groups import tensor_names_by_layer
 
 _HEAD = "lm_head.weight"
+# Buffers that older versions of transformers stored in the layers: the same in every model.
+_CONSTANTS = ("rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
 
 
 def check_alike(checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
-    """Return the names of the tensors to merge, checked to be the same in every checkpoint.
+    """Return the names of the tensors to merge: those of the first checkpoint.
 
     An output head that is tied to the embeddings is left to the tie, even where some of the inputs
-    store it. Raises CheckpointError naming both sides of a difference, and for quantized weights.
+    store it. Outside the layers, models may lack tensors or have more of them (a value head, a
+    projector); `differences` says which. Raises CheckpointError naming both sides where the layers
+    or the shapes differ, and for quantized weights.
     """
     first, *others = checkpoints
     for checkpoint in checkpoints:
@@ -22,25 +27,69 @@ def check_alike(checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
     left_out = {_HEAD} if _heads_are_tied(checkpoints) else set()
     names = [name for name in first.tensors if name not in left_out]
     for other in others:
-        for missing in sorted((set(names) ^ set(other.tensors)) - left_out):
+        shared = set(names) & set(other.tensors)
+        for missing in sorted((set(first.tensors) ^ set(other.tensors)) - left_out):
             holder, lacker = (first, other) if missing in first.tensors else (other, first)
-            raise CheckpointError(
-                f"expected the same tensors in every model, got {missing} in {holder.ref} "
-                f"and not in {lacker.ref}; models to merge must share one architecture"
-            )
+            if not shared or _shapes_the_layers(missing, holder):
+                raise CheckpointError(
+                    f"expected the same tensors in every model, got {missing} in {holder.ref} "
+                    f"and not in {lacker.ref}; models to merge must share one architecture"
+                )
         for name in names:
-            mine, its = first.tensors[name], other.tensors[name]
-            if mine.shape != its.shape:
-                raise CheckpointError(
-                    f"expected one shape for {name}, got {list(mine.shape)} in {first.ref} "
-                    f"and {list(its.shape)} in {other.ref}"
-                )
-            if mine.floating != its.floating:
-                raise CheckpointError(
-                    f"expected floating-point numbers for {name} in both or in neither, "
-                    f"got {mine.dtype} in {first.ref} and {its.dtype} in {other.ref}"
-                )
+            if name in shared:
+                _check_tensor(name, first, other)
     return tuple(names)
+
+
+def differences(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return a sentence for each input that has other tensors than the first.
+
+    `checkpoints` have passed `check_alike`.
+    """
+    first, *others = checkpoints
+    names = set(check_alike(checkpoints))
+    found = []
+    for other in others:
+        lacking = [name for name in sorted(names - set(other.tensors)) if _merged(name, first)]
+        more = [
+            name
+            for name in sorted(set(other.tensors) - set(first.tensors))
+            if _merged(name, other) and name != _HEAD
+        ]
+        if lacking:
+            found.append(
+                f"{other.ref} lacks {_listed(lacking)}: merged from the models that have it"
+            )
+        if more:
+            found.append(f"{other.ref} has {_listed(more)}, which {first.ref} lacks: left out")
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _merged(name: str, checkpoint: Checkpoint) -> bool:
+    return checkpoint.tensors[name].floating and not name.endswith(_CONSTANTS)
+
+
+def _shapes_the_layers(name: str, checkpoint: Checkpoint) -> bool:
+    """Return whether a tensor is part of the layers, by its name, and no constant."""
+    return tensor_names_by_layer([name])[name] is not None and _merged(name, checkpoint)
+
+
+def _check_tensor(name: str, first: Checkpoint, other: Checkpoint) -> None:
+    mine, its = first.tensors[name], other.tensors[name]
+    if mine.floating != its.floating:
+        raise CheckpointError(
+            f"expected floating-point numbers for {name} in both or in neither, "
+            f"got {mine.dtype} in {first.ref} and {its.dtype} in {other.ref}"
+        )
+    if mine.floating and mine.shape != its.shape:
+        raise CheckpointError(
+            f"expected one shape for {name}, got {list(mine.shape)} in {first.ref} "
+            f"and {list(its.shape)} in {other.ref}"
+        )
 
 
 def _refuse_quantized(checkpoint: Checkpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +219,11 @@ def resolve(recipe: Recipe, tensors: Sequence[str]) -> dict[str, Array]:
 
 def depths(tensors: Sequence[str]) -> Array:
     """Return each tensor's position in its stack of layers, in [0, 1]; 0 outside the layers."""
+    return _depths(tuple(tensors))
+
+
+@functools.lru_cache(maxsize=8)
+def _depths(tensors: tuple[str, ...]) -> Array:
     layers = tensor_names_by_layer(tensors)
     last: dict[str, int] = {}
     for where in layers.values():
@@ -231,8 +237,10 @@ def depths(tensors: Sequence[str]) -> Array:
 def _column(
     declared: Parameter, levels: Sequence[Setting | None], tensors: Sequence[str], depth: Array
 ) -> Array:
-    column = np.empty(len(tensors))
     present = [level for level in levels if level is not None]
+    if present and not isinstance(present[0], tuple):
+        return np.full(len(tensors), float(present[0]))
+    column = np.empty(len(tensors))
     for index, name in enumerate(tensors):
         value: float | None = None
         for level in present:

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from evomerge.compatibility import check_alike
+from evomerge.compatibility import check_alike, differences
 from evomerge.errors import CheckpointError
 from tests.tiny_models import CONFIG, base_weights, opened, weights, write_checkpoint, write_family
+
+IN_LAYER = "model.layers.1.input_layernorm.weight"
 
 
 @pytest.fixture
@@ -18,12 +20,47 @@ def family(tmp_path: Path) -> Path:
 class TestAlike:
     def test_missing_tensors_name_both(self, family: Path) -> None:
         tensors = weights(family, "a")
-        del tensors["model.norm.weight"]
+        del tensors[IN_LAYER]
         write_checkpoint(family / "a", tensors)
-        words = f"got model.norm.weight in {family}/base and not in {family}/a"
+        words = f"got {IN_LAYER} in {family}/base and not in {family}/a"
         for order in (("base", "a"), ("a", "base")):
             with pytest.raises(CheckpointError, match=words):
                 check_alike(opened(family, *order))
+
+    def test_models_without_a_tensor_in_common(self, family: Path) -> None:
+        write_checkpoint(family / "a", {"x": torch.ones(3)})
+        write_checkpoint(family / "b", {"y": torch.ones(3)})
+        with pytest.raises(CheckpointError, match="must share one architecture"):
+            check_alike(opened(family, "a", "b"))
+
+    def test_outside_the_layers_models_may_differ(self, family: Path) -> None:
+        tensors = weights(family, "a")
+        del tensors["model.norm.weight"]
+        more = {"v_head.weight": torch.ones(1, 20), "v_head.bias": torch.ones(1)}
+        write_checkpoint(family / "a", tensors | more)
+        checkpoints = opened(family, "base", "b", "a")
+        assert "model.norm.weight" in check_alike(checkpoints)
+        assert not set(more) & set(check_alike(checkpoints))
+        assert differences(checkpoints) == [
+            f"{family}/a lacks model.norm.weight: merged from the models that have it",
+            f"{family}/a has v_head.bias and 1 more, which {family}/base lacks: left out",
+        ]
+        assert differences(opened(family, "base", "b")) == []
+
+    @pytest.mark.parametrize("name", ["self_attn.rotary_emb.inv_freq", "attn.masked_bias"])
+    def test_constants_in_the_layers_may_differ(self, family: Path, name: str) -> None:
+        constant = {f"model.layers.0.{name}": torch.ones(3)}
+        write_checkpoint(family / "a", weights(family, "a") | constant)
+        for order in (("base", "a"), ("a", "base")):
+            checkpoints = opened(family, *order)
+            assert check_alike(checkpoints) == tuple(checkpoints[0].tensors)
+            assert differences(checkpoints) == []
+
+    def test_integers_may_differ(self, family: Path) -> None:
+        for model, size in (("a", 3), ("b", 4)):
+            ids = {"model.layers.0.ids": torch.arange(size)}
+            write_checkpoint(family / model, weights(family, model) | ids)
+        assert "model.layers.0.ids" in check_alike(opened(family, "a", "b", "c"))
 
     def test_other_shapes_name_both(self, family: Path) -> None:
         tensors = weights(family, "a") | {"model.norm.weight": torch.ones(21)}

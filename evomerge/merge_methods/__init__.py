@@ -96,12 +96,11 @@ class Statistics(Protocol):
         """
         ...
 
-    def thresholds(self, density: Array) -> Array:
-        """Return the k-th largest magnitude, k = max(1, int(density·n)), for each [M, T]."""
-        ...
+    def thresholds(self, density: Array, whole_model: bool = False) -> tuple[Array, Array]:
+        """Return the k-th largest magnitude and Σ|δ| / Σ|δ of the k largest|, for each [M, T].
 
-    def magnitude_rescale(self, density: Array) -> Array:
-        """Return Σ|δ| / Σ|kept δ| where the k largest magnitudes are kept, for each [M, T]."""
+        k = max(1, int(density·n)), with n the size of the tensor, or of the whole model.
+        """
         ...
 
     def bands(self, density: Array, gamma: Array) -> tuple[Array, Array, Array]:
@@ -120,8 +119,18 @@ class Statistics(Protocol):
         """
         ...
 
-    def mask_rescale(self, density: Array, seed: int) -> Array:
-        """Return Σ|δ| / Σ|kept δ| under the Bernoulli masks of `seed`, for each [M, T]."""
+    def mask_rescale(self, density: Array, seed: int, epsilon: Array | None = None) -> Array:
+        """Return Σ|δ| / Σ|kept δ| under the random masks of `seed`, for each [M, T].
+
+        With `epsilon` [T], the masks of DELLA, else those of DARE.
+        """
+        ...
+
+    def importance(self) -> tuple[Array, Array]:
+        """Return KL(softmax(x) | softmax(base)) of each row, and the threshold of |δ|·KL, [T] each.
+
+        For the rows of a tensor alone; see arcee_fusion.
+        """
         ...
 
 
@@ -146,6 +155,7 @@ Kernel = Callable[
     ["torch.Tensor | None", "Sequence[torch.Tensor]", Columns, "Callable[[int], torch.Tensor]"],
     "torch.Tensor",
 ]
+WHOLE, ROWS, COLUMNS = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -154,10 +164,16 @@ class MergeMethod:
 
     With `base` "optional", a recipe without a base model merges the models themselves.
     `plan` turns settings into columns, each an array [T] or [M, T].
-    `kernel(base, models, columns, uniform)` gets float32 tensors [rows, width], each column as a
-    sequence of [rows, 1] tensors (one for a column [T], M for a column [M, T]) and `uniform(i)`,
-    the random numbers in [0, 1) of model i; it returns the merged float32 [rows, width]. It must be
-    elementwise, so that any split into rows gives the same bits.
+    `kernel(base, models, columns, kept)` gets float32 tensors [rows, width], each column as a
+    sequence of [rows, 1] tensors (one for a column [T], M for a column [M, T]) and `kept(i)`, the
+    random mask of model i, float32 zeros and ones; it returns the merged float32 [rows, width]. It
+    must be elementwise, so that any split into rows gives the same bits.
+    `probabilities` names the columns [M, T] of the probability with which the mask is one: none for
+    a method without masks; one as DARE has it; two as DELLA has it, of the smallest and of the
+    largest entry in a row of the task vector, and between them by rank.
+    `along(settings)` says for each tensor [T] whether one plan serves it WHOLE or whether each of
+    its ROWS (of its last dimension; a vector is one row) or COLUMNS is planned as if it were a
+    tensor. Rows and columns are merged eagerly.
     """
 
     paper: str
@@ -168,7 +184,13 @@ class MergeMethod:
     kernel: Kernel
     minimum: int = 1  # number of models, the base not counted
     maximum: int | None = None
-    stochastic: bool = False
+    probabilities: tuple[str, ...] = ()
+    along: Callable[[Settings], Array] | None = None
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the method draws random masks."""
+        return bool(self.probabilities)
 
     def parameter(self, name: str) -> Parameter | None:
         """Return the declaration of a parameter, or None where the method has none so called."""

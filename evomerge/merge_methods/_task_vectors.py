@@ -10,8 +10,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch.compiler import is_compiling
 
+from evomerge.errors import CandidateError
 from evomerge.merge_methods import Array, Columns, Parameter, Settings
+
+TINY = 2.0**-126  # adds nothing to any weight that float32 can tell from zero
 
 WEIGHT = Parameter(
     "weight", "model", "float", None, "factor of the model's task vector", search=(0.0, 1.5)
@@ -30,7 +34,15 @@ GAMMA = Parameter(
     "gamma", "model", "float", 0.01, "fraction of the task vector's largest entries to drop",
     low=0.0, high=1.0,
 )  # fmt: skip
+EPSILON = Parameter(
+    "epsilon", "model", "float", 0.15, "by how much the density varies with an entry's rank",
+    low=0.0, high=0.5,
+)  # fmt: skip
 SEED = Parameter("seed", "global", "int", 0, "seed of the random masks", low=0, high=2**32 - 1)
+RESCALE_BY_DENSITY = Parameter(
+    "rescale_by_density", "global", "bool", False,
+    "rescale by 1/density, as the paper does, instead of by the L1 norm; mergekit has no such key",
+)  # fmt: skip
 
 
 def normalize(default: bool) -> Parameter:
@@ -45,15 +57,28 @@ def rescale(default: bool) -> Parameter:
     )
 
 
-def weighted_columns(settings: Settings, gain: Array) -> dict[str, Array]:
-    """Return the columns of a method with sign consensus; `gain` [M, T] rescales task vectors."""
+def weighted_columns(
+    settings: Settings, gain: Array, unweighted: Array | None = None
+) -> dict[str, Array]:
+    """Return the columns of a method with sign consensus; `gain` [M, T] rescales task vectors.
+
+    Where `unweighted` [T] is set, the weights come after the election. Columns that would change
+    nothing are left out, and the kernel with them.
+    """
     weight = settings["weight"]
-    return {
-        "weight": weight,
-        "factor": weight * np.where(settings["rescale"] > 0, gain, 1.0),
-        "lambda": settings["lambda"],
-        "normalize": settings["normalize"],
-    }
+    gain = np.where(settings["rescale"] > 0, gain, 1.0)
+    columns = {"factor": weight * gain, "lambda": settings["lambda"]}
+    if unweighted is not None and unweighted.any():
+        columns["factor"] = np.where(unweighted > 0, gain, weight * gain)
+        columns["after"] = np.where(unweighted > 0, weight, 1.0)
+    normalized = settings["normalize"] > 0
+    if normalized.any():
+        columns["weight"] = weight
+        if not normalized.all():
+            columns["normalize"] = settings["normalize"]
+        if ((weight < 0).any(axis=0) & (weight > 0).any(axis=0)).any():
+            columns["cancelling"] = np.ones_like(settings["lambda"])
+    return columns
 
 
 def summed_columns(settings: Settings, gain: Array | float = 1.0) -> dict[str, Array]:
@@ -64,13 +89,37 @@ def summed_columns(settings: Settings, gain: Array | float = 1.0) -> dict[str, A
     return {"factor": weight / divisor * settings["lambda"] * gain}
 
 
-def mask_gain(settings: Settings) -> Array:
-    """Return what restores the L1 norm of each task vector under its random mask, [M, T]."""
+def bernoulli_gain(settings: Settings) -> Array:
+    """Return what rescales each task vector under its mask of DARE, [M, T]."""
     density = settings["density"]
-    if not settings["rescale"].any():
-        return np.ones_like(density)
-    gain = settings.statistics.mask_rescale(density, settings.seed)
-    return np.where(settings["rescale"] > 0, gain, 1.0)
+    rescaled = settings["rescale"] > 0
+    by_density = settings["rescale_by_density"] > 0
+    gain = np.ones_like(density)
+    if (rescaled & ~by_density).any():
+        gain = settings.statistics.mask_rescale(density, settings.seed)
+    return np.where(rescaled, np.where(by_density, 1.0 / density, gain), 1.0)
+
+
+def ranked_columns(settings: Settings) -> tuple[dict[str, Array], Array]:
+    """Return the probabilities of DELLA's masks, and what restores the L1 norm under them, [M, T].
+
+    Raises CandidateError where density ± epsilon leaves (0, 1) and the density is not 1.
+    """
+    density, epsilon = settings["density"], settings["epsilon"]
+    low, high = density - epsilon, density + epsilon
+    wrong = (density < 1) & ((low <= 0) | (high >= 1))
+    if wrong.any():
+        model, tensor = np.argwhere(wrong)[0]
+        raise CandidateError(
+            f"expected density ± epsilon in (0, 1), got {density[model, tensor]:g} ± "
+            f"{epsilon[model, tensor]:g} of model {model} for {settings.tensors[tensor]}"
+        )
+    whole = density >= 1
+    chances = {"small": np.where(whole, 1.0, low), "large": np.where(whole, 1.0, high)}
+    gain = np.ones_like(density)
+    if settings["rescale"].any():
+        gain = settings.statistics.mask_rescale(density, settings.seed, epsilon)
+    return chances, np.where(settings["rescale"] > 0, gain, 1.0)
 
 
 def band_columns(settings: Settings) -> tuple[dict[str, Array], Array]:
@@ -91,14 +140,11 @@ def dropped(
     base: torch.Tensor,
     models: Sequence[torch.Tensor],
     columns: Columns,
-    uniform: Callable[[int], torch.Tensor],
+    kept: Callable[[int], torch.Tensor],
 ) -> list[torch.Tensor]:
-    """Return the weighted task vectors, 0 where an entry's random number reaches the density."""
-    weighted = []
-    for index, model in enumerate(models):
-        kept = uniform(index).lt_(columns["density"][index])
-        weighted.append((model - base) * kept * columns["factor"][index])
-    return weighted
+    """Return the weighted task vectors, 0 where the random mask is."""
+    factor = columns["factor"]
+    return [(model - base) * kept(i) * factor[i] for i, model in enumerate(models)]
 
 
 def add_to(base: torch.Tensor, weighted: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -128,16 +174,40 @@ def elect_and_merge(
     The elected sign is + where Σ D ≥ 0; only entries of that sign count, zeros never do. Inputs and
     result are float32 [rows, width].
     """
-    # Masks are factors 0.0 and 1.0, compared in place: eager PyTorch has vector instructions for
-    # these and none for torch.where, which took ten times as long.
-    total = _sum(weighted)
-    elected = torch.copysign(torch.ones_like(total), total)  # a total of −0 has nothing to elect
-    merged = torch.zeros_like(base)
-    divisor = torch.zeros_like(base)
-    for index, one in enumerate(weighted):
-        agreeing = (one * elected).clamp_(min=0.0)
-        merged = merged + agreeing
-        divisor = divisor + agreeing.sign_() * columns["weight"][index]
-    divisor = divisor * columns["normalize"][0]
-    divisor = divisor + divisor.clone().eq_(0.0)
-    return base + columns["lambda"][0] * (elected * merged / divisor)
+    elected = _signs(_sum(weighted))
+    agreeing = [(one * elected).relu_() for one in weighted]
+    weights = columns.get("weight", ())
+    shares = [_where_positive(agreeing[i], weight) for i, weight in enumerate(weights)]
+    if "after" in columns:
+        agreeing = [one * columns["after"][index] for index, one in enumerate(agreeing)]
+    merged = _sum(agreeing)
+    if shares:
+        merged = merged / _usable(_sum(shares), columns)
+    return base + columns["lambda"][0] * (elected * merged)
+
+
+# Kernels run compiled and eagerly. Eager PyTorch has vector instructions for comparing floats in
+# place and none for torch.where, which takes ten times as long; compiled, torch.where is the
+# fastest. Both give the same numbers.
+
+
+def _signs(votes: torch.Tensor) -> torch.Tensor:
+    if is_compiling():
+        return torch.where(votes >= 0.0, 1.0, -1.0)
+    return votes.clone().ge_(0.0).mul_(2.0).sub_(1.0)
+
+
+def _where_positive(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    if is_compiling():
+        return torch.where(x > 0.0, value, 0.0)
+    return x.clone().gt_(0.0).mul_(value)
+
+
+def _usable(divisor: torch.Tensor, columns: Columns) -> torch.Tensor:
+    """Return a sum of weights with which to divide a sum of task vectors: 1 where it is 0."""
+    if "normalize" in columns:
+        switch = columns["normalize"][0]
+        divisor = divisor * switch + (1.0 - switch)
+    if "cancelling" in columns:
+        return divisor + (divisor == 0.0).to(torch.float32)
+    return divisor + TINY  # weights of one sign: where nothing agrees, 0 / TINY is 0

@@ -18,7 +18,7 @@ def kernel(
     base: torch.Tensor | None,
     models: Sequence[torch.Tensor],
     columns: Columns,
-    uniform: Callable[[int], torch.Tensor],
+    kept: Callable[[int], torch.Tensor],
 ) -> torch.Tensor:
     """Sum the models, or the task vectors onto the base where there is one, by their factors."""
     factor = columns["factor"]

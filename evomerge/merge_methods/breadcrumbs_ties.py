@@ -32,13 +32,13 @@ def kernel(
     base: torch.Tensor | None,
     models: Sequence[torch.Tensor],
     columns: Columns,
-    uniform: Callable[[int], torch.Tensor],
+    kept: Callable[[int], torch.Tensor],
 ) -> torch.Tensor:
     """Mask by magnitude at both ends, then merge by sign consensus."""
     assert base is not None
     factor = columns["factor"]
-    kept = [within_band(model - base, columns, i) for i, model in enumerate(models)]
-    return elect_and_merge(base, [delta * factor[i] for i, delta in enumerate(kept)], columns)
+    banded = [within_band(model - base, columns, i) for i, model in enumerate(models)]
+    return elect_and_merge(base, [delta * factor[i] for i, delta in enumerate(banded)], columns)
 
 
 METHOD = MergeMethod(

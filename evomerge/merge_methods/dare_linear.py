@@ -11,11 +11,12 @@ from evomerge.merge_methods._task_vectors import (
     DENSITY,
     INT8_MASK,
     LAMBDA,
+    RESCALE_BY_DENSITY,
     SEED,
     WEIGHT,
     add_to,
+    bernoulli_gain,
     dropped,
-    mask_gain,
     normalize,
     rescale,
     summed_columns,
@@ -24,18 +25,18 @@ from evomerge.merge_methods._task_vectors import (
 
 def plan(settings: Settings) -> dict[str, Array]:
     """Fold the rescaling, λ and the divisor into one factor per model."""
-    return {**summed_columns(settings, mask_gain(settings)), "density": settings["density"]}
+    return {**summed_columns(settings, bernoulli_gain(settings)), "density": settings["density"]}
 
 
 def kernel(
     base: torch.Tensor | None,
     models: Sequence[torch.Tensor],
     columns: Columns,
-    uniform: Callable[[int], torch.Tensor],
+    kept: Callable[[int], torch.Tensor],
 ) -> torch.Tensor:
-    """Keep an entry where its random number is below the density, and add up what is kept."""
+    """Keep entries by the random masks, and add up what is kept."""
     assert base is not None
-    return add_to(base, dropped(base, models, columns, uniform))
+    return add_to(base, dropped(base, models, columns, kept))
 
 
 METHOD = MergeMethod(
@@ -45,9 +46,18 @@ METHOD = MergeMethod(
         "d = Σ w if normalize else 1. The rescale is by the L1 norm kept in each tensor, whose "
         "expectation is the paper's 1/density"
     ),
-    parameters=(WEIGHT, DENSITY, normalize(False), rescale(True), LAMBDA, INT8_MASK, SEED),
+    parameters=(
+        WEIGHT,
+        DENSITY,
+        normalize(False),
+        rescale(True),
+        RESCALE_BY_DENSITY,
+        LAMBDA,
+        INT8_MASK,
+        SEED,
+    ),
     base="required",
     plan=plan,
     kernel=kernel,
-    stochastic=True,
+    probabilities=("density",),
 )

@@ -11,11 +11,12 @@ from evomerge.merge_methods._task_vectors import (
     DENSITY,
     INT8_MASK,
     LAMBDA,
+    RESCALE_BY_DENSITY,
     SEED,
     WEIGHT,
+    bernoulli_gain,
     dropped,
     elect_and_merge,
-    mask_gain,
     normalize,
     rescale,
     weighted_columns,
@@ -24,18 +25,18 @@ from evomerge.merge_methods._task_vectors import (
 
 def plan(settings: Settings) -> dict[str, Array]:
     """Look up how much of each task vector's L1 norm its mask keeps."""
-    return {**weighted_columns(settings, mask_gain(settings)), "density": settings["density"]}
+    return {**weighted_columns(settings, bernoulli_gain(settings)), "density": settings["density"]}
 
 
 def kernel(
     base: torch.Tensor | None,
     models: Sequence[torch.Tensor],
     columns: Columns,
-    uniform: Callable[[int], torch.Tensor],
+    kept: Callable[[int], torch.Tensor],
 ) -> torch.Tensor:
-    """Keep an entry where its random number is below the density, then merge by sign consensus."""
+    """Keep entries by the random masks, then merge by sign consensus."""
     assert base is not None
-    return elect_and_merge(base, dropped(base, models, columns, uniform), columns)
+    return elect_and_merge(base, dropped(base, models, columns, kept), columns)
 
 
 METHOD = MergeMethod(
@@ -44,9 +45,18 @@ METHOD = MergeMethod(
         "δ_i ← δ_i·m_i·Σ|δ_i|/Σ|m_i δ_i|, m_i Bernoulli(density); then as TIES. The rescale is by "
         "the L1 norm kept in each tensor, whose expectation is the paper's 1/density"
     ),
-    parameters=(WEIGHT, DENSITY, normalize(False), rescale(True), LAMBDA, INT8_MASK, SEED),
+    parameters=(
+        WEIGHT,
+        DENSITY,
+        normalize(False),
+        rescale(True),
+        RESCALE_BY_DENSITY,
+        LAMBDA,
+        INT8_MASK,
+        SEED,
+    ),
     base="required",
     plan=plan,
     kernel=kernel,
-    stochastic=True,
+    probabilities=("density",),
 )

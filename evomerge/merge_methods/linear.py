@@ -30,7 +30,7 @@ def kernel(
     base: torch.Tensor | None,
     models: Sequence[torch.Tensor],
     columns: Columns,
-    uniform: Callable[[int], torch.Tensor],
+    kept: Callable[[int], torch.Tensor],
 ) -> torch.Tensor:
     """Sum the weighted models."""
     total = models[0] * columns["factor"][0]

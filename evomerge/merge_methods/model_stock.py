@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evomerge.merge_methods import Array, MergeMethod, Parameter, Settings
+from evomerge.merge_methods import ROWS, WHOLE, Array, MergeMethod, Parameter, Settings
 from evomerge.merge_methods._weighted_sums import kernel, lengths
 
 _LEAST = 1e-6  # of a product of norms, and of the ratio's denominator
@@ -24,20 +24,26 @@ def plan(settings: Settings) -> dict[str, Array]:
     return {"factor": np.tile(ratio / count, (count, 1))}
 
 
+def along(settings: Settings) -> Array:
+    """Return what shares a ratio."""
+    return np.where(settings["filter_wise"] > 0, ROWS, WHOLE)
+
+
 METHOD = MergeMethod(
     paper="Jang et al. 2024, Model Stock, arXiv:2403.19522, section 4",
     equation=(
         "base + t (Σ x_i / N − base), t = N cos θ / (1 + (N−1) cos θ), cos θ the mean cosine "
-        "between two task vectors, per tensor"
+        "between two task vectors, per tensor or, filter_wise, per row"
     ),
     parameters=(
         Parameter(
             "filter_wise", "global", "bool", False,
-            "one ratio per row instead of one per tensor: not supported", high=0,
+            "one ratio per row instead of one per tensor",
         ),
     ),
     base="required",
     plan=plan,
     kernel=kernel,
     minimum=2,
+    along=along,
 )  # fmt: skip

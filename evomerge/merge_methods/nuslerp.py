@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from evomerge.merge_methods import Array, MergeMethod, Parameter, Settings
+from evomerge.merge_methods import COLUMNS, ROWS, WHOLE, Array, MergeMethod, Parameter, Settings
 from evomerge.merge_methods._weighted_sums import kernel, lengths
 
 _ZERO_SUM = 1e-6  # weights whose sum is smaller count as equal
@@ -29,6 +29,12 @@ def plan(settings: Settings) -> dict[str, Array]:
     return {"factor": np.stack([first, second])}
 
 
+def along(settings: Settings) -> Array:
+    """Return what shares an angle; the names of the parameters are mergekit's."""
+    lines = np.where(settings["nuslerp_row_wise"] > 0, COLUMNS, ROWS)
+    return np.where(settings["nuslerp_flatten"] > 0, WHOLE, lines)
+
+
 METHOD = MergeMethod(
     paper=(
         "Shoemake 1985, Animating rotation with quaternion curves, SIGGRAPH, section 3.3; "
@@ -42,11 +48,11 @@ METHOD = MergeMethod(
         Parameter("weight", "model", "float", None, "share of the model", search=(0.05, 1.0)),
         Parameter(
             "nuslerp_flatten", "global", "bool", True,
-            "one angle per tensor; one per row or column is not supported", low=1,
+            "one angle per tensor; else one per row",
         ),
         Parameter(
             "nuslerp_row_wise", "global", "bool", False,
-            "one angle per column of a tensor: not supported", high=0,
+            "without nuslerp_flatten, one angle per column instead of one per row",
         ),
     ),
     base="optional",
@@ -54,4 +60,5 @@ METHOD = MergeMethod(
     kernel=kernel,
     minimum=2,
     maximum=2,
+    along=along,
 )  # fmt: skip

@@ -18,7 +18,7 @@ def kernel(
     base: torch.Tensor | None,
     models: Sequence[torch.Tensor],
     columns: Columns,
-    uniform: Callable[[int], torch.Tensor],
+    kept: Callable[[int], torch.Tensor],
 ) -> torch.Tensor:
     """Scale the model."""
     return models[0] * columns["scale"][0]

@@ -26,7 +26,7 @@ def kernel(
     base: torch.Tensor | None,
     models: Sequence[torch.Tensor],
     columns: Columns,
-    uniform: Callable[[int], torch.Tensor],
+    kept: Callable[[int], torch.Tensor],
 ) -> torch.Tensor:
     """Select by variance, elect signs by the unweighted sum, and average what agrees."""
     assert base is not None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
-from evomerge.merge_methods import Array, Columns, MergeMethod, Settings
+from evomerge.merge_methods import Array, Columns, MergeMethod, Parameter, Settings
 from evomerge.merge_methods._task_vectors import (
     DENSITY,
     INT8_MASK,
@@ -21,31 +22,30 @@ from evomerge.merge_methods._task_vectors import (
 
 def plan(settings: Settings) -> dict[str, Array]:
     """Look up each task vector's threshold; every entry of at least that magnitude is kept."""
-    density = settings["density"]
-    gain = (
-        settings.statistics.magnitude_rescale(density)
-        if settings["rescale"].any()
-        else density * 0 + 1
-    )
-    return {
-        **weighted_columns(settings, gain),
-        "threshold": settings.statistics.thresholds(density),
-    }
+    density, whole = settings["density"], settings["trim_whole_model"] > 0
+    least, gain = np.zeros_like(density), np.ones_like(density)
+    for chosen, over_model in ((~whole, False), (whole, True)):
+        if chosen.any():
+            found, rescaled = settings.statistics.thresholds(density, over_model)
+            least = np.where(chosen, found, least)
+            gain = np.where(chosen, rescaled, gain)
+    columns = weighted_columns(settings, gain, settings["elect_unweighted"])
+    return {**columns, "threshold": least}
 
 
 def kernel(
     base: torch.Tensor | None,
     models: Sequence[torch.Tensor],
     columns: Columns,
-    uniform: Callable[[int], torch.Tensor],
+    kept: Callable[[int], torch.Tensor],
 ) -> torch.Tensor:
     """Trim by threshold, then merge by sign consensus."""
     assert base is not None
     weighted = []
     for index, model in enumerate(models):
         delta = model - base
-        kept = delta.abs().ge_(columns["threshold"][index])
-        weighted.append(delta * kept * columns["factor"][index])
+        large = delta.abs().ge_(columns["threshold"][index])
+        weighted.append(delta * large * columns["factor"][index])
     return elect_and_merge(base, weighted, columns)
 
 
@@ -53,10 +53,27 @@ METHOD = MergeMethod(
     paper="Yadav et al. 2023, TIES-Merging, arXiv:2306.01708, section 3 and algorithm 1",
     equation=(
         "trim: keep |δ_i| ≥ the int(density·n)-th largest (all entries equal to it stay); "
-        "elect: sign of Σ w_i δ_i; base + λ Σ agreeing w_i δ_i / d, d = Σ agreeing w_i"
+        "elect: sign of Σ w_i δ_i; base + λ Σ agreeing w_i δ_i / d, d = Σ agreeing w_i. As the "
+        "paper's own code does it, trim_whole_model ranks the entries of all tensors together, and "
+        "elect_unweighted elects the sign of Σ δ_i"
     ),
-    parameters=(WEIGHT, DENSITY, normalize(True), rescale(False), LAMBDA, INT8_MASK),
+    parameters=(
+        WEIGHT,
+        DENSITY,
+        normalize(True),
+        rescale(False),
+        LAMBDA,
+        INT8_MASK,
+        Parameter(
+            "trim_whole_model", "global", "bool", False,
+            "one threshold per model instead of one per tensor; mergekit has no such key",
+        ),
+        Parameter(
+            "elect_unweighted", "global", "bool", False,
+            "elect signs before weighing; mergekit has no such key",
+        ),
+    ),
     base="required",
     plan=plan,
     kernel=kernel,
-)
+)  # fmt: skip

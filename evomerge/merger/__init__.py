@@ -1,4 +1,4 @@
-"""The merger: inputs resident in memory, one output, candidates written in one pass.
+"""The merger: input models in, candidates out, each written in one pass.
 
 >>> merger = Merger([open_checkpoint(ref, place) for ref in refs])   # doctest: +SKIP
 >>> merger.materialize(load_recipe(Path("recipe.yaml")))             # doctest: +SKIP
@@ -8,39 +8,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 
-import numpy as np
 import torch
 import xxhash
 
 from evomerge.checkpoints import Checkpoint, ModelRef
 from evomerge.compatibility import check_alike
-from evomerge.errors import CandidateError, CheckpointError, RecipeError
-from evomerge.merge_methods import Array, Settings
-from evomerge.merger import random
-from evomerge.merger.layout import allocate, plan_layout, views
+from evomerge.errors import CandidateError, CheckpointError
+from evomerge.merger.cache import Cache, default_folder
+from evomerge.merger.inputs import Inputs, Memory, choose_memory
+from evomerge.merger.layout import WIDTH, allocate, plan_layout, views
+from evomerge.merger.lines import Lines
 from evomerge.merger.materialize import (
     KernelChoice,
-    Spans,
     choose_kernel,
     compiler_failed,
-    write_block,
+    eager_rows,
+    write_rows,
 )
-from evomerge.merger.prepare import InputStatistics, Selected
-from evomerge.recipe import Recipe, resolve
+from evomerge.merger.measures import Source
+from evomerge.merger.plan import GroupPlan, Planner, Ranks
+from evomerge.merger.prepare import InputStatistics
+from evomerge.recipe import Recipe
 
 Progress = Callable[[str, int, int], None]
 
 
 class Merger:
-    """The inputs of many candidates, resident on one device, and the one candidate of the moment.
+    """The inputs of many candidates, and the one candidate of the moment on a device.
 
-    `checkpoints` must share names and shapes of tensors. `result_dtype` is that of the output; None
-    keeps each tensor's dtype in the first checkpoint. `names` restricts the merger to some tensors
-    (a shard of a model). Raises CheckpointError where inputs do not fit each other, hold NaN or
-    infinity, or differ in integers.
+    The first of `checkpoints` says which tensors there are, and has the configuration and the
+    integers; what another one lacks is merged from those that have it. `result_dtype` is that of
+    the output; None keeps each tensor's dtype in the first checkpoint. `names` restricts the merger
+    to some tensors. `memory` says where the inputs lie: on the device, in host memory, or on disk,
+    memory-mapped; `auto` takes the first that they fit. `kernel` is fused by torch.compile or
+    eager; `auto` compiles for models that are worth it. Statistics of the inputs are kept on disk
+    unless `keep` is false. Raises CheckpointError where inputs do not fit each other or
+    hold NaN or infinity.
     """
 
     def __init__(
@@ -50,54 +56,101 @@ class Merger:
         result_dtype: str | None = None,
         names: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
+        memory: Memory = "auto",
         kernel: KernelChoice = "auto",
+        keep: bool = True,
         progress: Progress = lambda text, done, total: None,
     ) -> None:
         self.device = torch.device(device)
         every = check_alike(checkpoints)
-        self._numbers = {checkpoint.ref: index for index, checkpoint in enumerate(checkpoints)}
+        self._checkpoints = tuple(checkpoints)
         self._layout = plan_layout(checkpoints, names or every, result_dtype, self.device)
-        # A gradient's position depends on all layers, also when only a shard is merged.
-        merged = [name for name in every if checkpoints[0].tensors[name].floating]
-        self._all_tensors = merged
-        place = {name: row for row, name in enumerate(merged)}
-        self._rows = np.array([place[name] for name in self._layout.tensors], dtype=np.int64)
-        self._inputs: list[tuple[torch.Tensor, ...]] = []
-        self.fingerprints: dict[ModelRef, str] = {}
+        sizes = [self._layout.nbytes(which) for which in range(len(checkpoints))]
+        residence = choose_memory(memory, sum(sizes), self._layout.nbytes(None), self.device)
+        self._inputs = Inputs(self._layout, residence, self.device)
+        self._digests: dict[int, dict[str, str]] = {}
         self._copied: dict[str, torch.Tensor] = {}
+        self._ranks: dict[tuple[int, Ranks], torch.Tensor] = {}
+        self._lines: dict[tuple[object, ...], Lines] = {}
         for number, checkpoint in enumerate(checkpoints):
             progress(f"models: {checkpoint.ref}", number, len(checkpoints))
-            self._load(number, checkpoint)
+            self._load(number)
         progress("models", len(checkpoints), len(checkpoints))
-        self._output = allocate(self._layout, self.device)
-        # By the whole model, so that a shard is merged by the kernel that merged the candidate.
+        merged = [name for name in every if checkpoints[0].tensors[name].floating]
+        self._planner = Planner(
+            self._layout,
+            # A gradient's position depends on all layers, also when only a part is merged.
+            merged,
+            {checkpoint.ref: number for number, checkpoint in enumerate(checkpoints)},
+            self._statistics(keep, progress),
+            self.device,
+        )
+        # By the whole model, so that a part is merged by the kernel that merged the candidate.
         shapes = [checkpoints[0].tensors[name].shape for name in merged]
         self._fused = choose_kernel(kernel, sum(map(math.prod, shapes)), self.device)
         self._must_fuse = kernel == "fused"
-        self._statistics = InputStatistics(self._read, self._layout.tensors)
 
-    def _load(self, number: int, checkpoint: Checkpoint) -> None:
-        buffers = allocate(self._layout, self.device, number)
-        self._inputs.append(buffers)
-        places = views(self._layout, buffers)
-        digests: dict[str, str] = {}
-        for name, tensor in checkpoint.read([*self._layout.tensors, *self._layout.copied]):
-            digests[name] = tensor_digest(tensor)
-            if name in places:
-                if not torch.isfinite(tensor).all():
-                    raise CheckpointError(
-                        "expected finite numbers, got NaN or infinity "
-                        f"in {name} of {checkpoint.ref}"
-                    )
-                places[name].copy_(tensor)
-            elif number == 0:
+    @property
+    def memory(self) -> str:
+        """Where the inputs lie: device, host or disk."""
+        return self._inputs.residence
+
+    def _load(self, number: int) -> None:
+        checkpoint = self._checkpoints[number]
+        if number == 0:
+            for name, tensor in checkpoint.read(self._layout.copied):
                 self._copied[name] = tensor.to(self.device)
-            elif digests[name] != tensor_digest(self._copied[name]):
-                raise CheckpointError(
-                    "expected the same whole numbers in every model, which are not merged, "
-                    f"got others in {name} of {checkpoint.ref}"
-                )
-        self.fingerprints[checkpoint.ref] = weights_digest(digests)
+        merged = [name for name in self._layout.tensors if name in checkpoint.tensors]
+        if self.memory == "disk":
+            self._inputs.add(checkpoint.map(merged))
+            return
+        places = self._inputs.add(None)
+        digests = self._digests[number] = {}
+        for name, tensor in checkpoint.read(merged):
+            digests[name] = _checked(tensor, name, checkpoint)
+            places[name].copy_(tensor)
+
+    def _digests_of(self, number: int) -> Mapping[str, str]:
+        """Return the digest of each tensor of an input, read and checked where it was not yet."""
+        if number not in self._digests:
+            checkpoint = self._checkpoints[number]
+            self._digests[number] = {
+                name: _checked(tensor, name, checkpoint)
+                for name, tensor in self._inputs.tensors(number).items()
+            }
+        return self._digests[number]
+
+    def _statistics(self, keep: bool, progress: Progress) -> InputStatistics:
+        layout = self._layout
+        held: dict[int, tuple[int, ...]] = {}
+        for group in layout.groups:
+            held |= dict.fromkeys(group.tensors, group.inputs)
+        source = Source(
+            self._inputs.flat,
+            layout.tensors,
+            [layout.places[name][1].shape for name in layout.tensors],
+            [held[tensor] for tensor in range(len(layout.tensors))],
+            self.device,
+        )
+        return InputStatistics(
+            source,
+            lambda number, tensor: self._digests_of(number)[layout.tensors[tensor]],
+            Cache(default_folder() if keep else None),
+            progress,
+        )
+
+    @cached_property
+    def fingerprints(self) -> Mapping[ModelRef, str]:
+        """A 128-bit hash of the weights of each input."""
+        copied = {name: tensor_digest(tensor) for name, tensor in self._copied.items()}
+        return {
+            checkpoint.ref: weights_digest({**copied, **self._digests_of(number)})
+            for number, checkpoint in enumerate(self._checkpoints)
+        }
+
+    @cached_property
+    def _output(self) -> tuple[torch.Tensor, ...]:
+        return tuple(one for one in allocate(self._layout, self.device) if one is not None)
 
     @cached_property
     def output(self) -> Mapping[str, torch.Tensor]:
@@ -105,103 +158,128 @@ class Merger:
         return {**views(self._layout, self._output), **self._copied}
 
     def input(self, ref: ModelRef) -> Mapping[str, torch.Tensor]:
-        """Return the tensors of one input, views of the resident copy."""
-        return {**views(self._layout, self._inputs[self._number(ref)]), **self._copied}
-
-    @cached_property
-    def _input_views(self) -> list[list[torch.Tensor]]:
-        found = []
-        for buffers in self._inputs:
-            by_name = views(self._layout, buffers)
-            found.append([by_name[name].reshape(-1) for name in self._layout.tensors])
-        return found
-
-    def _read(self, number: int, tensor: int) -> torch.Tensor:
-        return self._input_views[number][tensor]
-
-    def _number(self, ref: ModelRef) -> int:
-        if ref not in self._numbers:
-            known = ", ".join(str(one) for one in self._numbers)
-            raise RecipeError(f"expected one of the loaded models ({known}), got {ref}")
-        return self._numbers[ref]
+        """Return the tensors of one input where they lie; what it lacks is the first one's."""
+        own = self._inputs.tensors(self._planner.number(ref))
+        return {**self._inputs.tensors(0), **own, **self._copied}
 
     def materialize(self, recipe: Recipe) -> Mapping[str, torch.Tensor]:
         """Write the candidate of a recipe into the output and return its tensors.
 
         Raises RecipeError for a model that is not loaded and CandidateError where the recipe's
-        numbers cannot be merged.
+        numbers cannot be merged or the result is not finite.
         """
-        base = self._number(recipe.base) if recipe.base else None
-        models = tuple(self._number(entry.model) for entry in recipe.entries)
-        planned = self._plan(recipe, base, models)
-        try:
-            self._write(recipe, base, models, *planned)
-        except RuntimeError as problem:
-            if not self._fused or self._must_fuse or not compiler_failed(problem):
-                raise
-            self._fused = False
-            self._write(recipe, base, models, *planned)
+        plans = self._planner.plan(recipe)
+        for number, block in enumerate(self._layout.blocks):
+            self._write(plans[block.group], number, slice(0, block.rows), self._output[number])
         return self.output
 
-    def _write(
-        self,
-        recipe: Recipe,
-        base: int | None,
-        models: tuple[int, ...],
-        table: torch.Tensor,
-        spans: Spans,
-        keys: torch.Tensor | None,
-    ) -> None:
-        for number, block in enumerate(self._layout.blocks):
-            write_block(
-                recipe.method,
-                block,
-                self._output[number],
-                None if base is None else self._inputs[base][number],
-                [self._inputs[model][number] for model in models],
-                table,
-                spans,
-                keys,
+    def stream(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the tensors of a recipe's candidate one by one, in memory of their own.
+
+        Raises as `materialize`, where a tensor is at fault after those before it.
+        """
+        plans = self._planner.plan(recipe)
+        for name in sorted([*self._layout.tensors, *self._layout.copied]):
+            if name in self._copied:
+                yield name, self._copied[name]
+                continue
+            number, slot = self._layout.places[name]
+            block = self._layout.blocks[number]
+            rows = slice(slot.start, slot.start + slot.rows)
+            output = torch.empty((slot.rows, WIDTH), dtype=block.output_dtype, device=self.device)
+            self._write(plans[block.group], number, rows, output)
+            yield name, block.view(output, slot, rows.start)
+
+    def _write(self, plan: GroupPlan, number: int, rows: slice, output: torch.Tensor) -> None:
+        """Write some rows of a block into `output`, which begins with the first of them."""
+        block = self._layout.blocks[number]
+        if plan.table is not None:
+            try:
+                finite = self._run(plan, number, rows, output)
+            except RuntimeError as problem:
+                if not self._fused or self._must_fuse or not compiler_failed(problem):
+                    raise
+                self._fused = False
+                finite = self._run(plan, number, rows, output)
+            wrong = torch.isnan(finite)
+            if wrong.any():
+                tensor = int(block.row_tensor[rows][wrong][0])
+                raise self._not_finite(plan, self._layout.groups[block.group].tensors[tensor])
+        for slot, _, _ in block.within(rows):
+            if slot.tensor in (plan.lines or {}):
+                view = block.view(output, slot, rows.start)
+                if not self._write_lines(plan, slot.tensor, view):
+                    raise self._not_finite(plan, slot.tensor)
+
+    def _run(self, plan: GroupPlan, number: int, rows: slice, output: torch.Tensor) -> torch.Tensor:
+        block = self._layout.blocks[number]
+        assert plan.table is not None
+        finite = torch.empty(rows.stop - rows.start, dtype=torch.float32, device=self.device)
+        ranks = [self._rank_words(number, which) for which in plan.ranks]
+        step = None if self._fused else eager_rows(self.device)
+        for part, inputs in self._inputs.pieces(number, plan.inputs, rows, step):
+            here = slice(part.start - rows.start, part.stop - rows.start)
+            write_rows(
+                plan.table,
+                output[here],
+                None if plan.base is None else inputs[0],
+                inputs if plan.base is None else inputs[1:],
+                [one[part].to(self.device) for one in ranks],
+                block.row_tensor[part],
+                block.row_index[part],
+                finite[here],
                 self._fused,
             )
+        return finite
 
-    def _plan(
-        self, recipe: Recipe, base: int | None, models: tuple[int, ...]
-    ) -> tuple[torch.Tensor, Spans, torch.Tensor | None]:
-        values = {
-            name: column[..., self._rows]
-            for name, column in resolve(recipe, self._all_tensors).items()
-        }
-        seed = recipe.parameters.get("seed", 0) if recipe.method.stochastic else 0
-        assert isinstance(seed, int)
-        statistics = Selected(self._statistics, base, models)
-        with np.errstate(all="ignore"):  # what overflows is refused below
-            columns = recipe.method.plan(Settings(values, statistics, self._layout.tensors, seed))
-            spans, parts = _stack(columns)
-            table = np.concatenate(parts, axis=1).astype(np.float32)
-        if not np.isfinite(table).all():
-            raise CandidateError("the recipe's numbers overflow float32")
-        keys = None
-        if recipe.method.stochastic:
-            drawn = random.keys(seed, len(models), self._layout.tensors)
-            keys = torch.from_numpy(drawn).to(self.device)
-        return torch.from_numpy(table).to(self.device), spans, keys
+    def _rank_words(self, number: int, which: Ranks) -> torch.Tensor:
+        """Return DELLA's bits for the rows of a block; only those of the last recipe are kept."""
+        if (number, which) not in self._ranks:
+            self._ranks = {key: one for key, one in self._ranks.items() if key[1][2] == which[2]}
+            words = self._planner.statistics.ranks(*which)
+            parts = [words[str(slot.tensor)] for slot in self._layout.blocks[number].slots]
+            whole = torch.cat([torch.from_numpy(part) for part in parts])
+            self._ranks[number, which] = whole.to(self.device if self.memory == "device" else "cpu")
+        return self._ranks[number, which]
+
+    def _write_lines(self, plan: GroupPlan, tensor: int, output: torch.Tensor) -> bool:
+        key = (plan.base, plan.models, tensor, tensor in plan.by_column)
+        if key not in self._lines:
+            self._lines[key] = Lines(
+                None if plan.base is None else self._inputs.flat(plan.base, tensor),
+                tuple(self._inputs.flat(model, tensor) for model in plan.models),
+                self._layout.places[self._layout.tensors[tensor]][1].shape,
+                tensor in plan.by_column,
+                self.device,
+            )
+        assert plan.lines is not None
+        lines, name = self._lines[key], self._layout.tensors[tensor]
+        return lines.write(plan.method, lines.plan(plan.method, plan.lines[tensor], name), output)
+
+    def _not_finite(self, plan: GroupPlan, tensor: int) -> CheckpointError | CandidateError:
+        """Return the error of a result with NaN or infinity: that of an input, or its own."""
+        name = self._layout.tensors[tensor]
+        for number in plan.inputs:
+            if not torch.isfinite(self._inputs.flat(number, tensor)).all():
+                return _bad_input(name, self._checkpoints[number])
+        return CandidateError(f"expected finite numbers, got NaN or infinity in the merged {name}")
 
     def digest(self) -> str:
         """Return a 128-bit hash of the output's names and bits."""
         return weights_digest({name: tensor_digest(one) for name, one in self.output.items()})
 
 
-def _stack(columns: Mapping[str, Array]) -> tuple[Spans, list[Array]]:
-    spans: list[tuple[str, int, int]] = []
-    parts: list[Array] = []
-    first = 0
-    for name, column in columns.items():
-        part = np.atleast_2d(column).T
-        spans.append((name, first, part.shape[1]))
-        parts.append(part)
-        first += part.shape[1]
-    return tuple(spans), parts
+def _checked(tensor: torch.Tensor, name: str, checkpoint: Checkpoint) -> str:
+    """Return a tensor's digest; raises CheckpointError where it is not finite."""
+    if not torch.isfinite(tensor).all():
+        raise _bad_input(name, checkpoint)
+    return tensor_digest(tensor)
+
+
+def _bad_input(name: str, checkpoint: Checkpoint) -> CheckpointError:
+    return CheckpointError(
+        f"expected finite numbers, got NaN or infinity in {name} of {checkpoint.ref}"
+    )
 
 
 def weights_digest(digests: Mapping[str, str]) -> str:

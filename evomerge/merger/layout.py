@@ -6,8 +6,10 @@ needs to know only the number of its tensor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -30,13 +32,22 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Tensors whose inputs have the same dtypes; buffers are [rows, WIDTH]."""
+class Group:
+    """Tensors, by number, that the same inputs hold."""
 
-    input_dtypes: tuple[torch.dtype, ...]
+    tensors: tuple[int, ...]
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tensors of a group whose inputs have the same dtypes; buffers are [rows, WIDTH]."""
+
+    group: int
+    input_dtypes: tuple[torch.dtype | None, ...]  # None for an input that lacks the tensors
     output_dtype: torch.dtype
     slots: tuple[Slot, ...]
-    row_tensor: torch.Tensor  # int64 [rows]: number of the row's tensor in the layout
+    row_tensor: torch.Tensor  # int64 [rows]: number of the row's tensor in the group
     row_index: torch.Tensor  # int32 [rows]: index of the row's first element in its tensor
 
     @property
@@ -44,19 +55,54 @@ class Block:
         """Number of rows of the block's buffers."""
         return len(self.row_tensor)
 
-    def view(self, buffer: torch.Tensor, slot: Slot) -> torch.Tensor:
-        """Return a tensor of the block as a view of a buffer [rows, WIDTH]."""
-        flat = buffer[slot.start : slot.start + slot.rows].view(-1)
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [slot.start for slot in self.slots]
+
+    def view(self, buffer: torch.Tensor, slot: Slot, first: int = 0) -> torch.Tensor:
+        """Return a tensor of the block as a view of a buffer that begins with row `first`."""
+        flat = buffer[slot.start - first : slot.start - first + slot.rows].view(-1)
         return flat[: slot.elements].view(slot.shape)
+
+    def within(self, rows: slice) -> Iterator[tuple[Slot, int, int]]:
+        """Yield what lies in some rows: tensors, and the first and the end of their elements."""
+        for slot in self.slots[bisect_right(self._starts, rows.start) - 1 :]:
+            if slot.start >= rows.stop:
+                return
+            first = max(0, rows.start - slot.start) * WIDTH
+            end = min(slot.elements, (rows.stop - slot.start) * WIDTH)
+            yield slot, first, end
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The tensors to merge, in blocks, and the names of those that are copied as they are."""
+    """The tensors to merge, in groups and blocks, and the names of those that are copied."""
 
     tensors: tuple[str, ...]
+    groups: tuple[Group, ...]
     blocks: tuple[Block, ...]
     copied: tuple[str, ...]
+
+    @cached_property
+    def places(self) -> Mapping[str, tuple[int, Slot]]:
+        """The block, by number, and the slot of each tensor that is merged."""
+        return {
+            self.tensors[slot.tensor]: (number, slot)
+            for number, block in enumerate(self.blocks)
+            for slot in block.slots
+        }
+
+    def nbytes(self, which: int | None) -> int:
+        """Return the size of the buffers of input `which`, or of the output where None."""
+        dtypes = [
+            block.output_dtype if which is None else block.input_dtypes[which]
+            for block in self.blocks
+        ]
+        return sum(
+            block.rows * WIDTH * dtype.itemsize
+            for block, dtype in zip(self.blocks, dtypes, strict=True)
+            if dtype is not None
+        )
 
 
 def plan_layout(
@@ -65,33 +111,47 @@ def plan_layout(
     result_dtype: str | None,
     device: torch.device,
 ) -> Layout:
-    """Lay out the tensors of checkpoints that hold the same names and shapes.
+    """Lay out the tensors of checkpoints; `names` are tensors of the first.
 
     `result_dtype` None keeps the first checkpoint's dtype for each tensor. Tensors that are not
     floating-point are copied from the first checkpoint. Raises CheckpointError for a tensor of
     2^31 elements or more.
     """
     merged = tuple(name for name in names if checkpoints[0].tensors[name].floating)
-    groups: dict[tuple[tuple[torch.dtype, ...], torch.dtype], list[int]] = {}
+    alike: dict[tuple[tuple[torch.dtype | None, ...], torch.dtype], list[int]] = {}
+    held: dict[tuple[int, ...], list[int]] = {}
     for number, name in enumerate(merged):
         inputs = tuple(_dtype(checkpoint, name) for checkpoint in checkpoints)
-        output = getattr(torch, result_dtype) if result_dtype else inputs[0]
-        groups.setdefault((inputs, output), []).append(number)
-    blocks = [
-        _block(inputs, output, members, merged, checkpoints[0], device)
-        for (inputs, output), members in groups.items()
-    ]
+        own = FLOATING[checkpoints[0].tensors[name].dtype]
+        output: torch.dtype = getattr(torch, result_dtype or own)
+        alike.setdefault((inputs, output), []).append(number)
+        held.setdefault(_present(inputs), []).append(number)
+    groups = tuple(Group(tuple(members), inputs) for inputs, members in held.items())
+    numbers = {inputs: number for number, inputs in enumerate(held)}
+    blocks = tuple(
+        _block(numbers[_present(inputs)], groups, inputs, output, members, merged, checkpoints[0],
+               device)
+        for (inputs, output), members in alike.items()
+    )  # fmt: skip
     copied = tuple(name for name in names if not checkpoints[0].tensors[name].floating)
-    return Layout(merged, tuple(blocks), copied)
+    return Layout(merged, groups, blocks, copied)
 
 
-def _dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
+def _present(dtypes: Sequence[torch.dtype | None]) -> tuple[int, ...]:
+    return tuple(number for number, dtype in enumerate(dtypes) if dtype is not None)
+
+
+def _dtype(checkpoint: Checkpoint, name: str) -> torch.dtype | None:
+    if name not in checkpoint.tensors:
+        return None
     dtype: torch.dtype = getattr(torch, FLOATING[checkpoint.tensors[name].dtype])
     return dtype
 
 
 def _block(
-    inputs: tuple[torch.dtype, ...],
+    group: int,
+    groups: Sequence[Group],
+    inputs: tuple[torch.dtype | None, ...],
     output: torch.dtype,
     members: Sequence[int],
     names: Sequence[str],
@@ -111,29 +171,36 @@ def _block(
         rows = max(1, -(-elements // WIDTH))
         slots.append(Slot(number, start, rows, elements, shape))
         start += rows
-    row_tensor = torch.cat([torch.full((slot.rows,), slot.tensor) for slot in slots])
+    place = {number: index for index, number in enumerate(groups[group].tensors)}
+    row_tensor = torch.cat([torch.full((slot.rows,), place[slot.tensor]) for slot in slots])
     row_index = torch.cat([torch.arange(slot.rows, dtype=torch.int32) * WIDTH for slot in slots])
-    return Block(inputs, output, tuple(slots), row_tensor.to(device), row_index.to(device))
+    return Block(group, inputs, output, tuple(slots), row_tensor.to(device), row_index.to(device))
 
 
 def allocate(
-    layout: Layout, device: torch.device, which: int | None = None
-) -> tuple[torch.Tensor, ...]:
-    """Return zeroed buffers, one per block: for input `which`, or for the output where None."""
-    return tuple(
-        torch.zeros(
-            (block.rows, WIDTH),
-            dtype=block.output_dtype if which is None else block.input_dtypes[which],
-            device=device,
-        )
+    layout: Layout, device: torch.device, which: int | None = None, pinned: bool = False
+) -> tuple[torch.Tensor | None, ...]:
+    """Return zeroed buffers, one per block: for input `which`, or for the output where None.
+
+    There is None for a block whose tensors the input lacks.
+    """
+    dtypes = [
+        block.output_dtype if which is None else block.input_dtypes[which]
         for block in layout.blocks
+    ]
+    return tuple(
+        None
+        if dtype is None
+        else torch.zeros((block.rows, WIDTH), dtype=dtype, device=device, pin_memory=pinned)
+        for block, dtype in zip(layout.blocks, dtypes, strict=True)
     )
 
 
-def views(layout: Layout, buffers: Sequence[torch.Tensor]) -> Mapping[str, torch.Tensor]:
-    """Return every merged tensor, by name, as a view of the buffers."""
-    return {
-        layout.tensors[slot.tensor]: block.view(buffer, slot)
-        for block, buffer in zip(layout.blocks, buffers, strict=True)
-        for slot in block.slots
-    }
+def views(layout: Layout, buffers: Sequence[torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    """Return every merged tensor that there is, by name, as a view of the buffers."""
+    found: dict[str, torch.Tensor] = {}
+    for block, buffer in zip(layout.blocks, buffers, strict=True):
+        if buffer is not None:
+            for slot in block.slots:
+                found[layout.tensors[slot.tensor]] = block.view(buffer, slot)
+    return found

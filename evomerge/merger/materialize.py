@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import functools
 import shutil
+import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch.compiler import is_compiling
 
-from evomerge.merge_methods import Kernel, MergeMethod
-from evomerge.merger.layout import WIDTH, Block
-from evomerge.merger.random import uniform
+from evomerge.merge_methods import Array, Kernel
+from evomerge.merger import random
+from evomerge.merger.layout import WIDTH
 
 KernelChoice = Literal["auto", "fused", "eager"]
 _EAGER_ROWS = 64  # rows a time for each thread: temporaries of 256 KiB stay in cache
 _EAGER_ROWS_CUDA = 1 << 14  # fewer, larger launches
-_WORTH_COMPILING = 50_000_000  # elements; below, compiling costs more than a whole study saves
+_WORTH_COMPILING = 10_000_000  # elements; below, compiling costs more than a whole study saves
+WORDS = WIDTH // 32  # of a row of bits
 
 Spans = tuple[tuple[str, int, int], ...]  # name, first column, number of columns
 Run = Callable[..., None]
@@ -47,77 +52,175 @@ def compiler_failed(problem: Exception) -> bool:
     return isinstance(problem, TorchDynamoException)
 
 
-def write_block(
-    method: MergeMethod,
-    block: Block,
+def eager_rows(device: torch.device) -> int:
+    """Return how many rows to give the eager kernel at a time."""
+    return _EAGER_ROWS_CUDA if device.type == "cuda" else _EAGER_ROWS * torch.get_num_threads()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A plan for T tensors and M models: what the kernel reads, row by row.
+
+    `numbers` is float32 [T, C], its columns named by `spans`. `draws` int32 [T, D] has the keys of
+    the random masks and the largest numbers that each keeps (`limits` names those columns).
+    """
+
+    kernel: Kernel
+    numbers: torch.Tensor
+    spans: Spans
+    draws: torch.Tensor | None = None
+    draw_spans: Spans = ()
+    limits: tuple[str, ...] = ()
+
+
+def tabulate(
+    kernel: Kernel,
+    columns: Mapping[str, Array],
+    device: torch.device,
+    probabilities: tuple[str, ...] = (),
+    keys: random.Integers | None = None,
+) -> Table:
+    """Return the table of a plan's columns [T] or [M, T], with the masks' `keys` [T, M, 2]."""
+    plain = {name: column for name, column in columns.items() if name not in probabilities}
+    spans, numbers = _stacked({name: column.astype(np.float32) for name, column in plain.items()})
+    table = torch.from_numpy(numbers).to(device)
+    if keys is None:
+        return Table(kernel, table, spans)
+    drawn = {"first": keys[:, :, 0].T, "second": keys[:, :, 1].T}
+    drawn |= {name: random.limits(columns[name]) for name in probabilities}
+    draw_spans, integers = _stacked(drawn)
+    draws = torch.from_numpy(integers).to(device)
+    return Table(kernel, table, spans, draws, draw_spans, probabilities)
+
+
+def _stacked(columns: Mapping[str, np.ndarray]) -> tuple[Spans, np.ndarray]:
+    spans: list[tuple[str, int, int]] = []
+    parts = []
+    first = 0
+    for name, column in columns.items():
+        part = np.atleast_2d(column).T
+        spans.append((name, first, part.shape[1]))
+        parts.append(part)
+        first += part.shape[1]
+    return tuple(spans), np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
+def write_rows(
+    table: Table,
     output: torch.Tensor,
     base: torch.Tensor | None,
     models: Sequence[torch.Tensor],
-    table: torch.Tensor,
-    spans: Spans,
-    keys: torch.Tensor | None,
+    ranks: Sequence[torch.Tensor],
+    row_tensor: torch.Tensor,
+    row_index: torch.Tensor,
+    finite: torch.Tensor,
     fused: bool,
 ) -> None:
-    """Write one block of a candidate into `output` [rows, WIDTH].
+    """Write rows of a candidate into `output` [rows, WIDTH], and into `finite` [rows] 0 or NaN.
 
-    `table` is float32 [T, C], its columns named by `spans`; `keys` int32 [T, M, 2] seeds the masks
-    of stochastic methods.
+    `ranks` are int32 [rows, WORDS], bits of the rows' elements for each model, where the masks
+    depend on them; `row_tensor` and `row_index` are those of the rows.
     """
-    if fused:
-        run = _compiled(method.kernel, spans, len(models))
-        run(output, base, list(models), table, block.row_tensor, block.row_index, keys)
+    rows = (output, base, list(models), list(ranks), row_tensor, row_index, finite)
+    if not fused:
+        _run(table.kernel, table.spans, table.draw_spans, table.limits, table.numbers,
+             table.draws, *rows)  # fmt: skip
         return
-    cuda = output.device.type == "cuda"
-    step = _EAGER_ROWS_CUDA if cuda else _EAGER_ROWS * torch.get_num_threads()
-    for start in range(0, block.rows, step):
-        rows = slice(start, start + step)
-        _run(
-            method.kernel,
-            spans,
-            output[rows],
-            None if base is None else base[rows],
-            [model[rows] for model in models],
-            table,
-            block.row_tensor[rows],
-            block.row_index[rows],
-            keys,
-        )
+    run = _compiled(table.kernel, table.spans, table.draw_spans, table.limits, len(models))
+    for one in (table.numbers, table.draws, output, base, *models, *ranks, row_tensor, row_index,
+                finite):  # fmt: skip
+        if one is not None:
+            torch._dynamo.maybe_mark_dynamic(one, 0)  # one compilation for any number of rows
+    run(table.numbers, table.draws, *rows)
 
 
 @functools.cache
-def _compiled(kernel: Kernel, spans: Spans, models: int) -> Run:
-    # One compilation per method and number of models; rows vary, so they are marked dynamic.
-    compiled: Run = torch.compile(functools.partial(_run, kernel, spans), dynamic=True)
+def _compiled(
+    kernel: Kernel, spans: Spans, draw_spans: Spans, limits: tuple[str, ...], models: int
+) -> Run:
+    # The compiler gives up on a function after eight variants, so each method has its own code.
+    run = _bound(kernel, spans, draw_spans, limits)
+    code = run.__code__.replace(co_name=f"{kernel.__module__.rpartition('.')[2]}_of_{models}")
+    own = types.FunctionType(code, run.__globals__, closure=run.__closure__)
+    # The table is ours: no need to check where its rows are.
+    compiled: Run = torch.compile(own, options={"assert_indirect_indexing": False})
     return compiled
+
+
+def _bound(
+    kernel: Kernel, spans: Spans, draw_spans: Spans, limits: tuple[str, ...]
+) -> types.FunctionType:
+    """Return `_run` without its first arguments, as a function of its own."""
+
+    def run(*rows: Any) -> None:
+        _run(kernel, spans, draw_spans, limits, *rows)
+
+    assert isinstance(run, types.FunctionType)
+    return run
 
 
 def _run(
     kernel: Kernel,
     spans: Spans,
+    draw_spans: Spans,
+    limits: tuple[str, ...],
+    numbers: torch.Tensor,
+    draws: torch.Tensor | None,
     output: torch.Tensor,
     base: torch.Tensor | None,
     models: Sequence[torch.Tensor],
-    table: torch.Tensor,
+    ranks: Sequence[torch.Tensor],
     row_tensor: torch.Tensor,
     row_index: torch.Tensor,
-    keys: torch.Tensor | None,
+    finite: torch.Tensor,
 ) -> None:
-    settings = table[row_tensor]
-    columns: Mapping[str, list[torch.Tensor]] = {
-        name: [settings[:, first + offset].unsqueeze(1) for offset in range(count)]
-        for name, first, count in spans
-    }
-    lane = torch.arange(WIDTH, dtype=torch.int32, device=output.device)
+    columns = _columns(numbers, spans, row_tensor)
+    drawn = {} if draws is None else _columns(draws, draw_spans, row_tensor)
 
-    def numbers(model: int) -> torch.Tensor:
-        assert keys is not None
-        key = keys[row_tensor, model]
-        return uniform(key[:, :1], key[:, 1:], row_index.unsqueeze(1) + lane)
+    def kept(model: int) -> torch.Tensor:
+        lane = torch.arange(WIDTH, dtype=torch.int32, device=output.device)
+        index = row_index.unsqueeze(1) + lane
+        number = random.draw(drawn["first"][model], drawn["second"][model], index)
+        limit = drawn[limits[0]][model]
+        if len(limits) > 1:
+            other = drawn[limits[1]][model]
+            limit = limit ^ ((limit ^ other) & spread(ranks[model]))
+        # In place, eager PyTorch compares with vector instructions.
+        mask = number <= limit if is_compiling() else number.le_(limit)
+        return mask.to(torch.float32)
 
     merged = kernel(
         None if base is None else base.to(torch.float32),
         [model.to(torch.float32) for model in models],
         columns,
-        numbers,
+        kept,
     )
-    output.copy_(merged)
+    rounded = merged.to(output.dtype)
+    output.copy_(rounded)
+    finite.copy_((rounded.to(torch.float32) * 0.0).sum(dim=1))
+
+
+def _columns(
+    table: torch.Tensor, spans: Spans, row_tensor: torch.Tensor
+) -> Mapping[str, list[torch.Tensor]]:
+    settings = table[row_tensor]
+    return {
+        name: [settings[:, first + offset].unsqueeze(1) for offset in range(count)]
+        for name, first, count in spans
+    }
+
+
+def spread(words: torch.Tensor) -> torch.Tensor:
+    """Return the bits of int32 [rows, WORDS] as int32 [rows, WIDTH], 0 or −1.
+
+    Bit k of word j belongs to element k·WORDS + j.
+    """
+    shift = 31 - torch.arange(32, dtype=torch.int32, device=words.device)
+    return ((words.unsqueeze(1) << shift.unsqueeze(1)) >> 31).reshape(-1, WIDTH)
+
+
+def packed(bits: torch.Tensor) -> torch.Tensor:
+    """Return booleans [rows, WIDTH] as int32 [rows, WORDS]; the inverse of `spread`."""
+    shift = torch.arange(32, dtype=torch.int32, device=bits.device)
+    planes = bits.view(-1, 32, WORDS).to(torch.int32) << shift.unsqueeze(1)
+    return planes.sum(dim=1, dtype=torch.int32)

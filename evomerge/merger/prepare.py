@@ -1,13 +1,15 @@
-"""Statistics of the inputs that no candidate computes again: Gram matrices, order statistics.
+"""Statistics of the inputs that no candidate computes again, on demand and by content.
 
-Each is computed when a plan first asks for it and kept for the life of the merger. Thresholds and
-kept masses are known for every density on a grid of 0.01 after one sort of a task vector; a density
-off the grid costs one selection in the tensors that use it. A statistic depends on the tensors that
-it is of and on nothing else: not on the other inputs, the order of loading or the threads.
+Each is computed when a plan first asks for it, kept for the life of the merger, and on disk by the
+content of the models. Thresholds and kept masses are known for every density on a grid of 0.01; a
+density off the grid costs one more pass over the tensors that use it. A statistic depends on the
+tensors that it is of and on nothing else: not on the other inputs, the order of loading or the
+threads.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -16,28 +18,97 @@ import numpy.typing as npt
 import torch
 
 from evomerge.merge_methods import Array
-from evomerge.merge_methods._task_vectors import variance
-from evomerge.merger.layout import WIDTH
-from evomerge.merger.random import keys, uniform
+from evomerge.merger import masks, measures
+from evomerge.merger.cache import Arrays, Cache
+from evomerge.merger.measures import Source
 
 STEP = 100  # densities per unit on the grid
 GRID: Array = np.arange(1, STEP + 1) / STEP
-_CHUNK = 1 << 22  # elements per step of a reduction: bounds the workspace
-_NO_MASS = 1e-7  # below this, a task vector is not rescaled
 
-Vector = npt.NDArray[np.float32]
-Read = Callable[[int, int], torch.Tensor]  # (input, tensor) → its elements, flat, storage dtype
+Integers = npt.NDArray[np.int64]
+Progress = Callable[[str, int, int], None]
+Measure = Callable[[int, Array], Array]  # (tensor, densities [K]) → [K, width]
 
 
 @dataclass
 class InputStatistics:
-    """Statistics of inputs with T tensors, computed on demand."""
+    """Statistics of inputs with T tensors.
 
-    read: Read
-    tensors: Sequence[str]
-    _inner: dict[tuple[int, int, int | None], Array] = field(default_factory=dict)
-    _lookup: dict[tuple[object, ...], tuple[float, ...]] = field(default_factory=dict)
-    _sorted: set[tuple[object, ...]] = field(default_factory=set)
+    `digest(input, tensor)` is a hash of a tensor's content, by which `cache` keeps the statistics.
+    """
+
+    source: Source
+    digest: Callable[[int, int], str]
+    cache: Cache
+    progress: Progress
+    _known: dict[str, Arrays] = field(default_factory=dict)
+    _single: dict[tuple[str, int, float], Array] = field(default_factory=dict)
+
+    def _kept(
+        self,
+        kind: str,
+        inputs: Sequence[int],
+        compute: Callable[[Sequence[int]], Arrays],
+        in_memory: bool = True,
+    ) -> Arrays:
+        """Return what `compute(tensors)` gives for all tensors that the inputs have.
+
+        `kind` says in words all that the numbers depend on beside the inputs.
+        """
+        key = f"{kind} of {inputs}"
+        if key in self._known:
+            return self._known[key]
+        tensors = self.source.common(inputs)
+        content = "\n".join(
+            " ".join([self.source.tensors[t], *(self.digest(one, t) for one in inputs)])
+            for t in tensors
+        )
+        found = self.cache.load(kind, content)
+        if found is None:
+            found = compute(tensors)
+            self.cache.save(kind, content, found)
+        if in_memory:
+            self._known[key] = found
+        return found
+
+    def _table(
+        self, kind: str, inputs: Sequence[int], measure: Callable[[int], Array], width: int
+    ) -> Array:
+        """Return `measure(tensor)` [width] for every tensor, as [T, width]."""
+
+        def compute(tensors: Sequence[int]) -> Arrays:
+            table = np.full((len(self.source.tensors), width), np.nan)
+            for done, tensor in enumerate(tensors):
+                self.progress(f"preparing: {kind}", done, len(tensors))
+                table[tensor] = measure(tensor)
+            self.progress(f"preparing: {kind}", len(tensors), len(tensors))
+            return {"table": table}
+
+        return self._kept(kind, inputs, compute)["table"]
+
+    def _by_density(
+        self, kind: str, inputs: Sequence[int], measure: Measure, tensors: Integers,
+        densities: Array, width: int,
+    ) -> Array:  # fmt: skip
+        """Return what `measure` says of tensors at densities [K] of their own, as [K, width].
+
+        From the grid where they are on it.
+        """
+        found = np.empty((len(tensors), width))
+        place = np.clip(np.rint(densities * STEP).astype(np.int64) - 1, 0, STEP - 1)
+        on_grid = GRID[place] == densities
+        if on_grid.any():
+            flat = self._table(
+                kind, inputs, lambda one: measure(one, GRID).reshape(-1), STEP * width
+            )
+            table = flat.reshape(-1, STEP, width)
+            found[on_grid] = table[tensors[on_grid], place[on_grid]]
+        for index in np.flatnonzero(~on_grid):
+            key = (f"{kind} of {inputs}", int(tensors[index]), float(densities[index]))
+            if key not in self._single:
+                self._single[key] = measure(key[1], densities[index : index + 1])[0]
+            found[index] = self._single[key]
+        return found
 
     def inner(self, one: int, other: int, base: int | None = None) -> Array:
         """Return the inner products of two inputs' flattened tensors, float64 [T].
@@ -45,241 +116,97 @@ class InputStatistics:
         With `base` those of their task vectors, which no difference of inner products gives as
         exactly.
         """
-        key = (min(one, other), max(one, other), base)
-        if key not in self._inner:
-            self._inner[key] = np.array([self._product(*key, t) for t in range(len(self.tensors))])
-        return self._inner[key]
+        first, second = min(one, other), max(one, other)
+        inputs = (first, second) if base is None else (first, second, base)
+        what = "inner products" if base is None else "inner products of task vectors"
 
-    def _product(self, one: int, other: int, base: int | None, tensor: int) -> float:
-        origin = None if base is None else self.read(base, tensor)
-        return _inner(self.read(one, tensor), self.read(other, tensor), origin)
+        def measure(tensor: int) -> Array:
+            return np.array([measures.inner(self.source, first, second, base, tensor)])
 
-    def magnitude(self, base: int, model: int, tensor: int, density: float) -> tuple[float, ...]:
-        """Return (threshold, rescale) of keeping the int(density·n) largest magnitudes."""
-        return self._find("magnitude", (base, model, tensor), density, self._by_magnitude)
+        return self._table(what, inputs, measure, 1)[:, 0]
+
+    def magnitude(self, base: int, model: int, tensors: Integers, densities: Array) -> Array:
+        """Return (threshold, rescale) of keeping the int(density·n) largest magnitudes, [K, 2]."""
+
+        def measure(one: int, densities: Array) -> Array:
+            return measures.by_magnitude(self.source, base, model, [one], densities)
+
+        return self._by_density("thresholds", (base, model), measure, tensors, densities, 2)
+
+    def magnitude_of_model(self, base: int, model: int, densities: Array) -> Array:
+        """Return (threshold, rescale) of keeping the largest magnitudes of the whole model."""
+        kind = "model thresholds"
+        found = np.empty((len(densities), 2))
+        for density in np.unique(densities):
+            place = round(density * STEP) - 1
+            grid = GRID if 0 <= place < STEP and GRID[place] == density else np.array([density])
+
+            def compute(tensors: Sequence[int], grid: Array = grid) -> Arrays:
+                self.progress(f"preparing: {kind}", 0, 1)
+                table = measures.by_magnitude(self.source, base, model, tensors, grid)
+                self.progress(f"preparing: {kind}", 1, 1)
+                return {"table": table}
+
+            own = kind if len(grid) > 1 else f"{kind} at {density!r}"
+            table = self._kept(own, (base, model), compute)["table"]
+            found[densities == density] = table[place if len(grid) > 1 else 0]
+        return found
 
     def band(
-        self, base: int, model: int, tensor: int, density: float, gamma: float
-    ) -> tuple[float, ...]:
+        self, base: int, model: int, tensors: Integers, densities: Array, gamma: float
+    ) -> Array:
         """Return (least, largest, rescale) of keeping int(density·n) below the int(gamma·n) top."""
 
-        def measure(where: tuple[int, int, int], densities: Array) -> Array:
-            return self._by_band(where, densities, gamma)
+        def measure(one: int, densities: Array) -> Array:
+            return measures.by_band(self.source, base, model, one, densities, gamma)
 
-        return self._find(("band", gamma), (base, model, tensor), density, measure)
+        kind = f"bands {gamma!r}"
+        return self._by_density(kind, (base, model), measure, tensors, densities, 3)
 
     def selected(
-        self, base: int, models: tuple[int, ...], tensor: int, share: float
-    ) -> tuple[float, ...]:
+        self, base: int, models: tuple[int, ...], tensors: Integers, shares: Array
+    ) -> Array:
         """Return the variance over the models to select from, and each model's mean δ²."""
 
-        def measure(where: tuple[int, int, int], shares: Array) -> Array:
-            return self._by_variance(where[0], models, where[2], shares)
+        def measure(one: int, shares: Array) -> Array:
+            return measures.by_variance(self.source, base, models, one, shares)
 
-        return self._find(("variance", models), (base, models[0], tensor), share, measure)
+        width = 1 + len(models)
+        return self._by_density("variances", (base, *models), measure, tensors, shares, width)
 
     def mask(
-        self, base: int, model: int, tensor: int, density: float, seed: int, position: int
-    ) -> tuple[float, ...]:
-        """Return (density, rescale) of the Bernoulli mask of the model at `position`."""
+        self, base: int, model: int, tensors: Integers, densities: Array, seed: int,
+        position: int, epsilon: float | None,
+    ) -> Array:  # fmt: skip
+        """Return what restores the L1 norm under the random mask of the model at `position`, [K].
 
-        def measure(where: tuple[int, int, int], densities: Array) -> Array:
-            return self._by_mask(where, densities, seed, position)
+        The mask is DARE's, or DELLA's where there is an `epsilon`.
+        """
+        bits = functools.cache(lambda: self.ranks(base, model, seed, position))
 
-        return self._find(("mask", seed, position), (base, model, tensor), density, measure)
+        def measure(one: int, densities: Array) -> Array:
+            words = None if epsilon is None else torch.from_numpy(bits()[str(one)])
+            stream = masks.Stream(seed, position, self.source.tensors[one])
+            return masks.rescale(self.source, base, model, one, stream, densities, words, epsilon)
 
-    def _find(
-        self,
-        kind: object,
-        where: tuple[int, int, int],
-        density: float,
-        measure: Callable[[tuple[int, int, int], Array], Array],
-    ) -> tuple[float, ...]:
-        found = self._lookup.get((kind, where, density))
-        if found is None:
-            on_grid = density in GRID and (kind, where) not in self._sorted
-            densities = GRID if on_grid else np.array([density])
-            if on_grid:
-                self._sorted.add((kind, where))
-            for one, values in zip(densities, measure(where, densities), strict=True):
-                self._lookup[kind, where, float(one)] = tuple(map(float, values))
-            found = self._lookup[kind, where, density]
-        return found
+        what = "" if epsilon is None else f" by rank {epsilon!r}"
+        kind = f"masks {seed} {position}{what}"
+        return self._by_density(kind, (base, model), measure, tensors, densities, 1)[:, 0]
 
-    def _magnitudes(self, where: tuple[int, int, int]) -> Vector:
-        base, model, tensor = where
-        delta = self.read(model, tensor).float() - self.read(base, tensor).float()
-        return delta.abs_().cpu().numpy()
+    def ranks(self, base: int, model: int, seed: int, position: int) -> Arrays:
+        """Return a random bit of each element, one with its rank in its row as probability.
 
-    def _by_magnitude(self, where: tuple[int, int, int], densities: Array) -> Array:
-        magnitudes = self._magnitudes(where)
-        size = len(magnitudes)
-        if not size:
-            return np.stack([densities * 0, densities * 0 + 1], axis=1)
-        first = size - np.clip((densities * size).astype(np.int64), 1, size)
-        if len(densities) > 1:
-            magnitudes.sort()
-        else:
-            magnitudes.partition(first)
-        below = np.concatenate([[0.0], np.cumsum(magnitudes, dtype=np.float64)])
-        return np.stack([magnitudes[first], _ratio(below[-1], below[-1] - below[first])], axis=1)
+        By the tensor's number in words: int32 [rows, WORDS] for the rows of its layout.
+        """
+        kind = f"ranks {seed} {position}"
 
-    def _by_band(self, where: tuple[int, int, int], densities: Array, gamma: float) -> Array:
-        magnitudes = self._magnitudes(where)
-        size = len(magnitudes)
-        if not size:
-            return np.stack([densities * 0, densities * 0 - 1, densities * 0 + 1], axis=1)
-        target = (densities * size).astype(np.int64)
-        nothing = target < 1
-        first = np.clip(size - target - int(gamma * size), 0, size - 1)
-        last = np.maximum(first, first + target - 1)
-        if len(densities) > 1:
-            magnitudes.sort()
-        else:
-            magnitudes.partition([first[0], last[0]])
-        below = np.concatenate([[0.0], np.cumsum(magnitudes, dtype=np.float64)])
-        gain = np.where(nothing, 1.0, _ratio(below[-1], below[last + 1] - below[first]))
-        largest = np.where(nothing, -1.0, magnitudes[last])
-        return np.stack([magnitudes[first], largest, gain], axis=1)
+        def compute(tensors: Sequence[int]) -> Arrays:
+            found = {}
+            for done, tensor in enumerate(tensors):
+                self.progress(f"preparing: {kind}", done, len(tensors))
+                stream = masks.Stream(seed, position, self.source.tensors[tensor])
+                found[str(tensor)] = masks.rank_bits(self.source, base, model, tensor, stream)
+            self.progress(f"preparing: {kind}", len(tensors), len(tensors))
+            return found
 
-    def _by_variance(self, base: int, models: tuple[int, ...], tensor: int, shares: Array) -> Array:
-        origin = self.read(base, tensor).float()
-        deltas = [self.read(model, tensor).float() - origin for model in models]
-        spread = variance(deltas).cpu().numpy()
-        size = len(spread)
-        order = np.argsort(-spread, kind="stable")
-        falling = -spread[order]
-        count = (shares * np.count_nonzero(spread)).astype(np.int64)
-        count = np.where(shares >= 1, size, count)
-        none = count < 1
-        last = falling[np.maximum(count, 1) - 1] if size else np.zeros(len(shares), np.float32)
-        end = np.where(none, 0, np.searchsorted(falling, last, side="right"))
-        # Half way to the next, so that a device that rounds otherwise selects the same entries.
-        following = np.append(falling, np.float32(0))[end]
-        middle = (last + following) / 2
-        least = np.where(middle < following, middle, last)
-        columns = [np.where(none, float(np.finfo(np.float32).max), np.abs(least))]
-        for delta in deltas:
-            squares = delta.cpu().numpy()[order].astype(np.float64) ** 2
-            columns.append(np.concatenate([[0.0], np.cumsum(squares)])[end] / max(size, 1))
-        return np.stack(columns, axis=1)
-
-    def _by_mask(
-        self, where: tuple[int, int, int], densities: Array, seed: int, position: int
-    ) -> Array:
-        base, model, tensor = where
-        x, b = self.read(model, tensor), self.read(base, tensor)
-        key = torch.from_numpy(keys(seed, position + 1, [self.tensors[tensor]])[0, position])
-        first, second = key.to(x.device)
-        edges = densities.astype(np.float32)
-        mass = np.zeros(len(edges) + 1)
-        for start in range(0, len(x), _CHUNK):
-            delta = x[start : start + _CHUNK].float() - b[start : start + _CHUNK].float()
-            index = torch.arange(start, start + len(delta), dtype=torch.int32, device=x.device)
-            drawn = uniform(first, second, index).cpu().numpy()
-            bins = np.searchsorted(edges, drawn, side="right")
-            weights = delta.abs_().cpu().numpy().astype(np.float64)
-            mass += np.bincount(bins, weights=weights, minlength=len(mass))
-        return np.stack([densities, _ratio(mass.sum(), np.cumsum(mass)[:-1])], axis=1)
-
-
-def _inner(one: torch.Tensor, other: torch.Tensor, base: torch.Tensor | None) -> float:
-    total = 0.0
-    for start in range(0, len(one), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        left, right = one[part].double(), other[part].double()
-        if base is not None:
-            left, right = left - base[part].double(), right - base[part].double()
-        products = left * right
-        # Sums of rows come out alike under any number of threads, a sum of everything does not.
-        rows = torch.nn.functional.pad(products, (0, -len(products) % WIDTH)).view(-1, WIDTH)
-        total += float(rows.sum(dim=1).cpu().numpy().sum())
-    return total
-
-
-def _ratio(total: float, kept: Array) -> Array:
-    usable = (total >= _NO_MASS) & (kept >= _NO_MASS)
-    return np.where(usable, total / np.where(usable, kept, 1.0), 1.0)
-
-
-@dataclass(frozen=True)
-class Selected:
-    """The statistics of some inputs in the order of a recipe; see merge_methods.Statistics."""
-
-    source: InputStatistics
-    base: int | None
-    models: tuple[int, ...]
-
-    def gram(self) -> Array:
-        """Return the Gram matrices of the base, where there is one, and the models."""
-        return self._gram(([] if self.base is None else [self.base]) + list(self.models), None)
-
-    def task_gram(self) -> Array:
-        """Return the Gram matrices of the task vectors, or of the models where there is no base."""
-        return self._gram(self.models, self.base)
-
-    def _gram(self, chosen: Sequence[int], base: int | None) -> Array:
-        found = np.empty((len(self.source.tensors), len(chosen), len(chosen)))
-        for row, one in enumerate(chosen):
-            for column, other in enumerate(chosen):
-                found[:, row, column] = self.source.inner(one, other, base)
-        return found
-
-    def thresholds(self, density: Array) -> Array:
-        """Look up the thresholds of trimming by magnitude."""
-        return self._magnitude(density)[..., 0]
-
-    def magnitude_rescale(self, density: Array) -> Array:
-        """Look up the rescaling of trimming by magnitude."""
-        return self._magnitude(density)[..., 1]
-
-    def _magnitude(self, density: Array) -> Array:
-        def find(model: int, tensor: int, value: float) -> tuple[float, ...]:
-            assert self.base is not None
-            return self.source.magnitude(self.base, self.models[model], tensor, value)
-
-        return self._each(density, find, (0.0, 1.0))
-
-    def bands(self, density: Array, gamma: Array) -> tuple[Array, Array, Array]:
-        """Look up the bounds and the rescaling of trimming at both ends."""
-
-        def find(model: int, tensor: int, value: float) -> tuple[float, ...]:
-            assert self.base is not None
-            chosen, top = self.models[model], float(gamma[model, tensor])
-            return self.source.band(self.base, chosen, tensor, value, top)
-
-        found = self._each(density, find, (0.0, float(np.finfo(np.float32).max), 1.0))
-        return found[..., 0], found[..., 1], found[..., 2]
-
-    def selected(self, share: Array) -> tuple[Array, Array]:
-        """Look up the threshold of selecting by variance, and the energy that it leaves."""
-        assert self.base is not None
-        found = np.array(
-            [
-                self.source.selected(self.base, self.models, tensor, float(value))
-                for tensor, value in enumerate(share)
-            ]
-        )
-        return found[:, 0], found[:, 1:].T
-
-    def mask_rescale(self, density: Array, seed: int) -> Array:
-        """Look up the rescaling of dropping at random."""
-
-        def find(model: int, tensor: int, value: float) -> tuple[float, ...]:
-            assert self.base is not None
-            chosen = self.models[model]
-            return self.source.mask(self.base, chosen, tensor, value, seed, model)
-
-        return self._each(density, find, (0.0, 1.0))[..., 1]
-
-    def _each(
-        self,
-        density: Array,
-        find: Callable[[int, int, float], tuple[float, ...]],
-        everything: tuple[float, ...],
-    ) -> Array:
-        found = np.empty((*density.shape, len(everything)))
-        for (model, tensor), value in np.ndenumerate(density):
-            # Everything is kept at density 1, which needs no statistics.
-            found[model, tensor] = everything if value >= 1 else find(model, tensor, float(value))
-        return found
+        return self._kept(kind, (base, model), compute, in_memory=False)

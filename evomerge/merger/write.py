@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from evomerge.checkpoints import (
     FLOATING,
@@ -16,14 +15,14 @@ from evomerge.checkpoints import (
     Checkpoint,
     open_checkpoint,
 )
-from evomerge.compatibility import check_alike
+from evomerge.compatibility import check_alike, differences
 from evomerge.errors import CheckpointError, Place
 from evomerge.files import whole_folder, write_json, write_text
 from evomerge.merger import Merger, Progress, tensor_digest, weights_digest
+from evomerge.merger.shards import Entry, distribute, write_shard
 from evomerge.recipe import Recipe, resolve
 
 SHARD_BYTES = 4 * 10**9
-_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _CARRIED = (  # of the donor: what from_pretrained reads beside config and weights
     "generation_config.json",
     "tokenizer.json",
@@ -50,18 +49,22 @@ def write_model(
     device: torch.device,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = lambda text, done, total: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Merge a recipe and write it to `out_dir`, which must not exist; returns the weights' hash.
 
-    The inputs are read one shard's tensors at a time. Raises CheckpointError where the inputs do
-    not fit each other, RecipeError and CandidateError where the recipe cannot be merged.
+    The inputs stay on disk; one tensor at a time is merged and written. Raises CheckpointError
+    where the inputs do not fit each other, RecipeError and CandidateError where the recipe cannot
+    be merged.
     """
     place = Place(source, CheckpointError)
     donor, *others = list(dict.fromkeys([recipe.donor, *recipe.inputs]))
     opened = [open_checkpoint(ref, place) for ref in (donor, *others)]
     names = check_alike(opened)
+    for difference in differences(opened):
+        note(difference)
     resolve(recipe, [name for name in names if opened[0].tensors[name].floating])
-    shards = _shards(opened[0], names, recipe.result_dtype, shard_bytes)
+    shards = distribute(_entries(opened[0], names, recipe.result_dtype), shard_bytes)
     with whole_folder(out_dir, CheckpointError) as folder:
         digest = _write_shards(recipe, opened, shards, folder, device, progress)
         _write_config(opened[0], recipe.result_dtype, folder)
@@ -72,64 +75,63 @@ def write_model(
     return digest
 
 
-def _shards(
-    checkpoint: Checkpoint, names: Sequence[str], dtype: str | None, most: int
-) -> list[list[str]]:
-    widths = {name: _SIZES[code] for code, name in FLOATING.items()}
-    shards: list[list[str]] = []
-    size = 0
-    for name in names:
-        info = checkpoint.tensors[name]
-        width = widths[dtype] if dtype and info.floating else _SIZES.get(info.dtype, 8)
-        needed = int(torch.Size(info.shape).numel()) * width
-        if not shards or size + needed > most:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += needed
-    return shards
+def _entries(checkpoint: Checkpoint, names: Sequence[str], dtype: str | None) -> list[Entry]:
+    """Return what the headers of the merged model say of its tensors."""
+    codes = {name: code for code, name in FLOATING.items()}
+    infos = {name: checkpoint.tensors[name] for name in names}
+    return [
+        Entry(name, codes[dtype] if dtype and info.floating else info.dtype, info.shape)
+        for name, info in infos.items()
+    ]
 
 
 def _write_shards(
     recipe: Recipe,
     opened: Sequence[Checkpoint],
-    shards: Sequence[Sequence[str]],
+    shards: Sequence[Sequence[Entry]],
     folder: Path,
     device: torch.device,
     progress: Progress,
 ) -> str:
+    merger = Merger(
+        opened, result_dtype=recipe.result_dtype, device=device, memory="disk", progress=progress
+    )
     digests: dict[str, str] = {}
-    weight_map: dict[str, str] = {}
-    total_bytes = 0
-    for number, names in enumerate(shards, start=1):
-        progress("merging", number - 1, len(shards))
-        merger = Merger(opened, result_dtype=recipe.result_dtype, names=names, device=device)
-        tensors = {
-            name: tensor.cpu().contiguous() for name, tensor in merger.materialize(recipe).items()
-        }
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise CheckpointError(
-                    f"expected finite numbers, got NaN or infinity in merged {name}"
-                )
+    total = sum(map(len, shards))
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in merger.stream(recipe):
+            progress("merging", len(digests), total)
             digests[name] = tensor_digest(tensor)
-            total_bytes += tensor.nbytes
-        file = (
-            SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        )
-        weight_map.update(dict.fromkeys(tensors, file))
+            yield name, tensor
+
+    stream = tensors()
+    for number, entries in enumerate(shards, start=1):
         try:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-        except Exception as problem:  # the library wraps a full disk in errors of its own
-            raise CheckpointError(f"cannot write {file} of {folder.name}: {problem}") from None
-    progress("merging", len(shards), len(shards))
+            write_shard(folder / _file(number, len(shards)), entries, stream)
+        except OSError as problem:
+            what = problem.strerror or problem
+            file = _file(number, len(shards))
+            raise CheckpointError(f"cannot write {file} of {folder.name}: {what}") from None
+    progress("merging", total, total)
     if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": total_bytes},
-            "weight_map": dict(sorted(weight_map.items())),
-        }
-        write_json(folder / INDEX, index)
+        _write_index(folder, shards)
     return weights_digest(digests)
+
+
+def _file(number: int, count: int) -> str:
+    return SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _write_index(folder: Path, shards: Sequence[Sequence[Entry]]) -> None:
+    weight_map = {
+        entry.name: _file(number, len(shards))
+        for number, entries in enumerate(shards, start=1)
+        for entry in entries
+    }
+    total = sum(entry.nbytes for entries in shards for entry in entries)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(folder / INDEX, index)
 
 
 def _write_config(donor: Checkpoint, dtype: str | None, folder: Path) -> None:

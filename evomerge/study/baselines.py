@@ -112,7 +112,9 @@ def baselines(
     scale, line = max(((scale, make.line(scale)) for scale in LINE), key=lambda pair: fit(pair[1]))
     rows.append(Row("task arithmetic", "baseline", line.what, line.detail))
     rows += [make.ties(), make.dare_ties()]
-    rows.append(Row("ensemble", "reference", {"ensemble": [str(refs[name]) for name in experts]}))
+    if scorer.side_by_side:
+        members = [str(refs[name]) for name in experts]
+        rows.append(Row("ensemble", "reference", {"ensemble": members}))
     for row in rows[-4:]:
         scored(row)
     progress("baselines", total, total)

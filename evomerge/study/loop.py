@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from evomerge import optimizers
+from evomerge.compatibility import differences
 from evomerge.errors import CandidateError, InputError, Place, StudyError, StudyFileError
 from evomerge.fitness import Fitness, mean_correct, mean_scores
 from evomerge.genome import Genome, describe
+from evomerge.merger.inputs import Memory
 from evomerge.optimizers import Evaluated, Optimizer
 from evomerge.study.baselines import Baselines, baselines, starting_points
 from evomerge.study.file import CheckedStudy, check_study, load_study_file, parse_study
@@ -176,20 +178,27 @@ def search(
     seed: int | None,
     url: str | None,
     device: str | None,
+    memory: Memory = "auto",
     watcher: Watcher,
 ) -> dict[str, Any]:
     """Launch a study from its file under a name; returns its report."""
     checked = check_study(load_study_file(path, trials=trials, seed=seed))
     with only_writer(name, url):
         refuse_existing(name, url)
-        scorer = _scorer(checked, device, watcher)
+        scorer = _scorer(checked, device, memory, watcher)
         store = Store.create(name, url, _record(checked))
         _check_inputs(store, scorer)
         return _run(store, checked, scorer, checked.file.search.trials, watcher)
 
 
 def resume(
-    name: str, *, trials: int | None, url: str | None, device: str | None, watcher: Watcher
+    name: str,
+    *,
+    trials: int | None,
+    url: str | None,
+    device: str | None,
+    memory: Memory = "auto",
+    watcher: Watcher,
 ) -> dict[str, Any]:
     """Go on with a study from its database alone; returns its report.
 
@@ -206,7 +215,7 @@ def resume(
         checked = check_study(parse_study(record["study"], Path.cwd(), place))
         checked = replace(checked, optimizer=record["optimizer"])
         _refuse_changes(name, record, _record(checked), watcher)
-        scorer = _scorer(checked, device, watcher)
+        scorer = _scorer(checked, device, memory, watcher)
         _check_inputs(store, scorer)
         total = trials or record["trials"]
         if total != record["trials"]:
@@ -215,13 +224,16 @@ def resume(
         return _run(store, checked, scorer, total, watcher)
 
 
-def _scorer(checked: CheckedStudy, device: str | None, watcher: Watcher) -> Scorer:
+def _scorer(checked: CheckedStudy, device: str | None, memory: Memory, watcher: Watcher) -> Scorer:
+    for difference in differences(checked.checkpoints):
+        watcher.note(difference)
     return Scorer(
         checked.checkpoints,
         checked.tasks,
         checked.tokenizer,
         result_dtype=checked.space.result_dtype,
         device=device,
+        memory=memory,
         progress=watcher.stage,
     )
 

@@ -8,13 +8,14 @@ from functools import cached_property
 import torch
 
 from evomerge.checkpoints import Checkpoint, ModelRef
-from evomerge.errors import CandidateError
+from evomerge.errors import CandidateError, Place, RecipeError
 from evomerge.evaluator import Evaluator, Split, TaskItems
 from evomerge.fitness import TaskScores
 from evomerge.language_model import Ensemble
 from evomerge.merger import Merger, Progress
+from evomerge.merger.inputs import Memory
 from evomerge.models import LiveModel, Tokenizer, best_device, use_threads
-from evomerge.recipe import Recipe
+from evomerge.recipe import Recipe, parse_recipe
 
 
 class Scorer:
@@ -32,6 +33,7 @@ class Scorer:
         *,
         result_dtype: str | None = None,
         device: str | None = None,
+        memory: Memory = "auto",
         progress: Progress = lambda text, done, total: None,
     ) -> None:
         first = checkpoints[0]
@@ -40,8 +42,14 @@ class Scorer:
         self._evaluator = Evaluator(tasks, tokenizer)
         self._device = best_device(device)
         self.merger = Merger(
-            checkpoints, result_dtype=result_dtype, device=self._device, progress=progress
+            checkpoints,
+            result_dtype=result_dtype,
+            device=self._device,
+            memory=memory,
+            progress=progress,
         )
+        # Inputs that are streamed to a GPU can be run one at a time only, as candidates.
+        self.side_by_side = self._device.type == "cpu" or self.merger.memory == "device"
 
     @cached_property
     def _candidate(self) -> LiveModel:
@@ -63,10 +71,13 @@ class Scorer:
 
     def model(self, ref: ModelRef, split: Split, exact: bool) -> TaskScores:
         """Score one of the inputs as it is."""
+        if not self.side_by_side:
+            data = {"merge_method": "passthrough", "models": [{"model": str(ref)}]}
+            return self.recipe(parse_recipe(data, Place("an input", RecipeError)), split, exact)
         return _finite(self._evaluator.scores(self._inputs[ref], split, exact))
 
     def ensemble(self, refs: Sequence[ModelRef], split: Split, exact: bool) -> TaskScores:
-        """Score the probability ensemble of some inputs."""
+        """Score the probability ensemble of some inputs, which must be `side_by_side`."""
         members = [self._inputs[ref] for ref in refs]
         return _finite(self._evaluator.scores(Ensemble(members), split, exact))
 

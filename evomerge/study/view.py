@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.checkpoints import Checkpoint, ModelRef, open_checkpoint
-from evomerge.compatibility import check_alike
+from evomerge.compatibility import check_alike, differences
 from evomerge.errors import (
     CheckpointError,
     Found,
@@ -29,6 +29,7 @@ from evomerge.fitness import (
     normalized_accuracy,
 )
 from evomerge.merger import Progress
+from evomerge.merger.inputs import Memory
 from evomerge.recipe import Recipe, load_recipe, parse_recipe, resolve
 from evomerge.settings import Conditional
 from evomerge.study.file import (
@@ -139,7 +140,12 @@ def trial_history(name: str, url: str | None) -> list[tuple[int, float | None]]:
 
 
 def evaluate(
-    what: str, study: Path, split: str, device: str | None, progress: Progress
+    what: str,
+    study: Path,
+    split: str,
+    device: str | None,
+    memory: Memory,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Score a model's folder, a Hub id or a recipe file on a study's tasks."""
     if split not in SPLITS:
@@ -147,13 +153,14 @@ def evaluate(
     checked = check_study(load_study_file(study))
     subject = _open_subject(what)
     chosen: Split = split
-    experts = _expert_scores(checked, chosen, device, progress)
+    experts = _expert_scores(checked, chosen, device, memory, progress)
     scorer = Scorer(
         subject.checkpoints,
         checked.tasks,
         checked.tokenizer,
         result_dtype=subject.recipe.result_dtype if subject.recipe else None,
         device=device,
+        memory=memory,
         progress=progress,
     )
     scores = (
@@ -188,10 +195,19 @@ def _open_subject(what: str) -> _Subject:
 
 
 def _expert_scores(
-    checked: CheckedStudy, split: Split, device: str | None, progress: Progress
+    checked: CheckedStudy,
+    split: Split,
+    device: str | None,
+    memory: Memory,
+    progress: Progress,
 ) -> list[TaskScores]:
     scorer = Scorer(
-        checked.checkpoints, checked.tasks, checked.tokenizer, device=device, progress=progress
+        checked.checkpoints,
+        checked.tasks,
+        checked.tokenizer,
+        device=device,
+        memory=memory,
+        progress=progress,
     )
     refs = [ref for name, ref in checked.refs.items() if name != "base"]
     return [scorer.model(ref, split, exact=True) for ref in refs]
@@ -218,6 +234,7 @@ def check(file: Path) -> str:
             [
                 f"{file} is a {recipe.merge_method} recipe of {len(recipe.inputs)} models "
                 f"with {len(names)} tensors each",
+                *(f"note: {one}" for one in differences(opened)),
                 *_unmatched_filters(recipe, names),
             ]
         )

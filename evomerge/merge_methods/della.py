@@ -1,0 +1,65 @@
+"""DELLA: drop entries of each task vector at random by rank, elect signs, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from evomerge.merge_methods import Array, Columns, MergeMethod, Settings
+from evomerge.merge_methods._task_vectors import (
+    DENSITY,
+    EPSILON,
+    INT8_MASK,
+    LAMBDA,
+    SEED,
+    WEIGHT,
+    dropped,
+    elect_and_merge,
+    normalize,
+    ranked_columns,
+    rescale,
+    weighted_columns,
+)
+
+
+def plan(settings: Settings) -> dict[str, Array]:
+    """Set the probabilities at both ends of the ranks; look up the L1 norm that the masks keep."""
+    chances, gain = ranked_columns(settings)
+    return {**weighted_columns(settings, gain), **chances}
+
+
+def kernel(
+    base: torch.Tensor | None,
+    models: Sequence[torch.Tensor],
+    columns: Columns,
+    kept: Callable[[int], torch.Tensor],
+) -> torch.Tensor:
+    """Keep entries by the random masks, then merge by sign consensus."""
+    assert base is not None
+    return elect_and_merge(base, dropped(base, models, columns, kept), columns)
+
+
+METHOD = MergeMethod(
+    paper="Deep et al. 2024, DELLA-Merging, arXiv:2406.11617, section 3",
+    equation=(
+        "δ_i ← δ_i·m_i·Σ|δ_i|/Σ|m_i δ_i|, m_i Bernoulli(density − ε + 2ε r), r the rank of "
+        "|δ_i| in its row from 0 to 1; then as TIES. The paper "
+        "rescales by 1/p of each entry; this is by the L1 norm kept, as mergekit does it"
+    ),
+    parameters=(
+        WEIGHT,
+        replace(DENSITY, search=(0.2, 0.8)),
+        EPSILON,
+        normalize(True),
+        rescale(True),
+        LAMBDA,
+        INT8_MASK,
+        SEED,
+    ),
+    base="required",
+    plan=plan,
+    kernel=kernel,
+    probabilities=("small", "large"),
+)
