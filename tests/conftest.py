@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Statistics are kept in a folder of the tests', also by processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVOMERGE_CACHE", str(tmp_path_factory.mktemp("statistics")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,8 @@ def model_stock(vectors: Vectors, own: Mapping[str, Array]) -> Vectors:
         for other in vectors[:place]
     ]
     cosine = sum(cosines) / len(cosines)
-    ratio = count * cosine / (1 + (count - 1) * cosine)
+    denominator = 1 + (count - 1) * cosine
+    ratio = 0.0 if abs(denominator) < 1e-6 else count * cosine / denominator
     return [ratio / count * one for one in vectors]
 
 
@@ -72,6 +73,24 @@ def karcher(vectors: Vectors, own: Mapping[str, Array]) -> Vectors:
 
 def passthrough(vectors: Vectors, own: Mapping[str, Array]) -> Vectors:
     return [vectors[0] * own["scale"][0]]
+
+
+def by_line(
+    function: Callable[[Vectors, Mapping[str, Array]], Vectors],
+    tensors: Vectors,
+    own: Mapping[str, Array],
+) -> Vectors:
+    """Return the terms of a function of whole tensors, or of each of their rows or columns."""
+    shape = tensors[0].shape
+    by_column = bool(own.get("nuslerp_row_wise")) and not own["nuslerp_flatten"]
+    if not (by_column or own.get("filter_wise") or not own.get("nuslerp_flatten", True)):
+        return function([one.reshape(-1) for one in tensors], own)
+    along = 0 if by_column else -1
+    lines = [np.moveaxis(np.atleast_1d(one), along, -1) for one in tensors]
+    flat = [one.reshape(-1, one.shape[-1]) for one in lines]
+    each = [function(vectors, own) for vectors in zip(*flat, strict=True)]
+    found = [np.stack(terms).reshape(lines[0].shape) for terms in zip(*each, strict=True)]
+    return [np.moveaxis(one, -1, along).reshape(shape) for one in found]
 
 
 def norm(vector: Array) -> float:

@@ -132,8 +132,8 @@ def band_columns(settings: Settings) -> tuple[dict[str, Array], Array]:
 def within_band(delta: torch.Tensor, columns: Columns, index: int) -> torch.Tensor:
     """Return the entries of a task vector whose magnitude is within its bounds, 0 elsewhere."""
     magnitude = delta.abs()
-    kept = magnitude.clone().ge_(columns["least"][index]) * magnitude.le_(columns["largest"][index])
-    return delta * kept
+    large = magnitude.clone().ge_(columns["least"][index])
+    return delta * large.mul_(magnitude.le_(columns["largest"][index]))
 
 
 def dropped(
@@ -144,7 +144,7 @@ def dropped(
 ) -> list[torch.Tensor]:
     """Return the weighted task vectors, 0 where the random mask is."""
     factor = columns["factor"]
-    return [(model - base) * kept(i) * factor[i] for i, model in enumerate(models)]
+    return [(model - base).mul_(kept(i)).mul_(factor[i]) for i, model in enumerate(models)]
 
 
 def add_to(base: torch.Tensor, weighted: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -153,9 +153,11 @@ def add_to(base: torch.Tensor, weighted: Sequence[torch.Tensor]) -> torch.Tensor
 
 
 def _sum(terms: Sequence[torch.Tensor]) -> torch.Tensor:
-    total = terms[0]
-    for one in terms[1:]:
-        total = total + one
+    if len(terms) == 1:
+        return terms[0]
+    total = terms[0] + terms[1]
+    for one in terms[2:]:
+        total.add_(one)
     return total
 
 
@@ -172,23 +174,24 @@ def elect_and_merge(
     """Merge weighted task vectors by sign consensus (TIES, arXiv:2306.01708, section 3, steps 2-3).
 
     The elected sign is + where Σ D ≥ 0; only entries of that sign count, zeros never do. Inputs and
-    result are float32 [rows, width].
+    result are float32 [rows, width]; `weighted` is overwritten.
     """
     elected = _signs(_sum(weighted))
-    agreeing = [(one * elected).relu_() for one in weighted]
+    agreeing = [one.mul_(elected).relu_() for one in weighted]
     weights = columns.get("weight", ())
     shares = [_where_positive(agreeing[i], weight) for i, weight in enumerate(weights)]
     if "after" in columns:
-        agreeing = [one * columns["after"][index] for index, one in enumerate(agreeing)]
+        agreeing = [one.mul_(columns["after"][index]) for index, one in enumerate(agreeing)]
     merged = _sum(agreeing)
     if shares:
         merged = merged / _usable(_sum(shares), columns)
-    return base + columns["lambda"][0] * (elected * merged)
+    return elected.mul_(merged).mul_(columns["lambda"][0]).add_(base)
 
 
 # Kernels run compiled and eagerly. Eager PyTorch has vector instructions for comparing floats in
 # place and none for torch.where, which takes ten times as long; compiled, torch.where is the
-# fastest. Both give the same numbers.
+# fastest. Both give the same numbers. What is made here is overwritten here, since an allocation
+# costs eager PyTorch as much as the arithmetic.
 
 
 def _signs(votes: torch.Tensor) -> torch.Tensor:
@@ -210,4 +213,4 @@ def _usable(divisor: torch.Tensor, columns: Columns) -> torch.Tensor:
         divisor = divisor * switch + (1.0 - switch)
     if "cancelling" in columns:
         return divisor + (divisor == 0.0).to(torch.float32)
-    return divisor + TINY  # weights of one sign: where nothing agrees, 0 / TINY is 0
+    return divisor.add_(TINY)  # weights of one sign: where nothing agrees, 0 / TINY is 0

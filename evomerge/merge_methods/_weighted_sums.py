@@ -23,10 +23,10 @@ def kernel(
     """Sum the models, or the task vectors onto the base where there is one, by their factors."""
     factor = columns["factor"]
     if base is not None:
-        return add_to(base, [(model - base) * factor[i] for i, model in enumerate(models)])
+        return add_to(base, [(model - base).mul_(factor[i]) for i, model in enumerate(models)])
     total = models[0] * factor[0]
     for index in range(1, len(models)):
-        total = total + models[index] * factor[index]
+        total.add_(models[index] * factor[index])
     return total
 
 

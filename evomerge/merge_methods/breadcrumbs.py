@@ -38,7 +38,7 @@ def kernel(
     assert base is not None
     factor = columns["factor"]
     banded = [within_band(model - base, columns, i) for i, model in enumerate(models)]
-    return add_to(base, [delta * factor[i] for i, delta in enumerate(banded)])
+    return add_to(base, [delta.mul_(factor[i]) for i, delta in enumerate(banded)])
 
 
 METHOD = MergeMethod(

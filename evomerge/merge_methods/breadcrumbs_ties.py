@@ -38,7 +38,7 @@ def kernel(
     assert base is not None
     factor = columns["factor"]
     banded = [within_band(model - base, columns, i) for i, model in enumerate(models)]
-    return elect_and_merge(base, [delta * factor[i] for i, delta in enumerate(banded)], columns)
+    return elect_and_merge(base, [delta.mul_(factor[i]) for i, delta in enumerate(banded)], columns)
 
 
 METHOD = MergeMethod(

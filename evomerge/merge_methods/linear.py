@@ -35,7 +35,7 @@ def kernel(
     """Sum the weighted models."""
     total = models[0] * columns["factor"][0]
     for index in range(1, len(models)):
-        total = total + models[index] * columns["factor"][index]
+        total.add_(models[index] * columns["factor"][index])
     return total
 
 

@@ -31,7 +31,7 @@ def kernel(
     """Add the weighted task vectors to the base."""
     assert base is not None
     factor = columns["factor"]
-    return add_to(base, [(model - base) * factor[i] for i, model in enumerate(models)])
+    return add_to(base, [(model - base).mul_(factor[i]) for i, model in enumerate(models)])
 
 
 METHOD = MergeMethod(

@@ -45,7 +45,7 @@ def kernel(
     for index, model in enumerate(models):
         delta = model - base
         large = delta.abs().ge_(columns["threshold"][index])
-        weighted.append(delta * large * columns["factor"][index])
+        weighted.append(delta.mul_(large).mul_(columns["factor"][index]))
     return elect_and_merge(base, weighted, columns)
 
 

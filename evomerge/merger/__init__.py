@@ -1,22 +1,22 @@
 """The merger: input models in, candidates out, each written in one pass.
 
->>> merger = Merger([open_checkpoint(ref, place) for ref in refs])   # doctest: +SKIP
->>> merger.materialize(load_recipe(Path("recipe.yaml")))             # doctest: +SKIP
->>> merger.output["model.layers.0.mlp.up_proj.weight"]               # doctest: +SKIP
+>>> merger = Merger.open("org/base", "org/math", "org/code")    # doctest: +SKIP
+>>> merger.materialize(load_recipe(Path("recipe.yaml")))        # doctest: +SKIP
+>>> merger.output["model.layers.0.mlp.up_proj.weight"]          # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 import xxhash
 
-from evomerge.checkpoints import Checkpoint, ModelRef
+from evomerge.checkpoints import Checkpoint, ModelRef, open_checkpoint
 from evomerge.compatibility import check_alike
-from evomerge.errors import CandidateError, CheckpointError
+from evomerge.errors import CandidateError, CheckpointError, Place
 from evomerge.merger.cache import Cache, default_folder
 from evomerge.merger.inputs import Inputs, Memory, choose_memory
 from evomerge.merger.layout import WIDTH, allocate, plan_layout, views
@@ -41,12 +41,11 @@ class Merger:
 
     The first of `checkpoints` says which tensors there are, and has the configuration and the
     integers; what another one lacks is merged from those that have it. `result_dtype` is that of
-    the output; None keeps each tensor's dtype in the first checkpoint. `names` restricts the merger
-    to some tensors. `memory` says where the inputs lie: on the device, in host memory, or on disk,
-    memory-mapped; `auto` takes the first that they fit. `kernel` is fused by torch.compile or
-    eager; `auto` compiles for models that are worth it. Statistics of the inputs are kept on disk
-    unless `keep` is false. Raises CheckpointError where inputs do not fit each other or
-    hold NaN or infinity.
+    the output; None keeps each tensor's dtype in the first checkpoint. `memory` says where the
+    inputs lie: on the device, in host memory, or on disk, memory-mapped; `auto` takes the first
+    that they fit. `kernel` is fused by torch.compile or eager; `auto` compiles for models that are
+    worth it. Statistics of the inputs are kept on disk unless `keep` is false. Raises
+    CheckpointError where inputs do not fit each other or hold NaN or infinity.
     """
 
     def __init__(
@@ -54,7 +53,6 @@ class Merger:
         checkpoints: Sequence[Checkpoint],
         *,
         result_dtype: str | None = None,
-        names: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
         memory: Memory = "auto",
         kernel: KernelChoice = "auto",
@@ -62,9 +60,9 @@ class Merger:
         progress: Progress = lambda text, done, total: None,
     ) -> None:
         self.device = torch.device(device)
-        every = check_alike(checkpoints)
+        names = check_alike(checkpoints)
         self._checkpoints = tuple(checkpoints)
-        self._layout = plan_layout(checkpoints, names or every, result_dtype, self.device)
+        self._layout = plan_layout(checkpoints, names, result_dtype, self.device)
         sizes = [self._layout.nbytes(which) for which in range(len(checkpoints))]
         residence = choose_memory(memory, sum(sizes), self._layout.nbytes(None), self.device)
         self._inputs = Inputs(self._layout, residence, self.device)
@@ -76,19 +74,25 @@ class Merger:
             progress(f"models: {checkpoint.ref}", number, len(checkpoints))
             self._load(number)
         progress("models", len(checkpoints), len(checkpoints))
-        merged = [name for name in every if checkpoints[0].tensors[name].floating]
         self._planner = Planner(
             self._layout,
-            # A gradient's position depends on all layers, also when only a part is merged.
-            merged,
             {checkpoint.ref: number for number, checkpoint in enumerate(checkpoints)},
             self._statistics(keep, progress),
             self.device,
         )
-        # By the whole model, so that a part is merged by the kernel that merged the candidate.
-        shapes = [checkpoints[0].tensors[name].shape for name in merged]
-        self._fused = choose_kernel(kernel, sum(map(math.prod, shapes)), self.device)
+        elements = sum(slot.elements for _, slot in self._layout.places.values())
+        self._fused = choose_kernel(kernel, elements, self.device)
         self._must_fuse = kernel == "fused"
+
+    @classmethod
+    def open(cls, *models: str, **options: Any) -> Merger:
+        """Return a merger of models, each a folder or a Hub id, the base first.
+
+        Raises CheckpointError where one cannot be found or read; `options` are the constructor's.
+        """
+        place = Place("the arguments", CheckpointError)
+        refs = [ModelRef.parse(model, place) for model in models]
+        return cls([open_checkpoint(ref, place) for ref in refs], **options)
 
     @property
     def memory(self) -> str:
@@ -181,7 +185,7 @@ class Merger:
         plans = self._planner.plan(recipe)
         for name in sorted([*self._layout.tensors, *self._layout.copied]):
             if name in self._copied:
-                yield name, self._copied[name]
+                yield name, self._copied[name].clone()
                 continue
             number, slot = self._layout.places[name]
             block = self._layout.blocks[number]
@@ -254,15 +258,22 @@ class Merger:
             )
         assert plan.lines is not None
         lines, name = self._lines[key], self._layout.tensors[tensor]
-        return lines.write(plan.method, lines.plan(plan.method, plan.lines[tensor], name), output)
+        try:
+            planned = lines.plan(plan.method, plan.lines[tensor], name)
+        except CandidateError as problem:
+            raise self._not_finite(plan, tensor, problem) from None
+        return lines.write(plan.method, planned, output)
 
-    def _not_finite(self, plan: GroupPlan, tensor: int) -> CheckpointError | CandidateError:
+    def _not_finite(
+        self, plan: GroupPlan, tensor: int, own: CandidateError | None = None
+    ) -> CheckpointError | CandidateError:
         """Return the error of a result with NaN or infinity: that of an input, or its own."""
         name = self._layout.tensors[tensor]
         for number in plan.inputs:
             if not torch.isfinite(self._inputs.flat(number, tensor)).all():
                 return _bad_input(name, self._checkpoints[number])
-        return CandidateError(f"expected finite numbers, got NaN or infinity in the merged {name}")
+        sentence = f"expected finite numbers, got NaN or infinity in the merged {name}"
+        return own or CandidateError(sentence)
 
     def digest(self) -> str:
         """Return a 128-bit hash of the output's names and bits."""

@@ -18,6 +18,7 @@ import torch
 from evomerge.merge_methods import Array, MergeMethod, Settings, Statistics
 from evomerge.merger.measures import CHUNK
 from evomerge.merger.order_statistics import ranked
+from evomerge.merger.plan import checked
 
 _EPS = 1e-8  # of a probability
 
@@ -116,7 +117,7 @@ class Lines:
             for key, one in values.items()
         }
         statistics = cast(Statistics, self)  # of what such methods ask for
-        return method.plan(Settings(repeated, statistics, [name] * self.count))
+        return checked(method, Settings(repeated, statistics, [name] * self.count))
 
     def write(
         self, method: MergeMethod, planned: Mapping[str, Array], output: torch.Tensor

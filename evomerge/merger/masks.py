@@ -50,7 +50,6 @@ def rescale(
     epsilon: float | None,
 ) -> Array:
     """Return Σ|δ| / Σ|kept δ|, [K, 1], for ascending densities; `words` are DELLA's bits."""
-    edges = torch.from_numpy(densities)
     mass = np.zeros(len(densities) + 1)
     start = 0
     for magnitude in source.magnitudes(base, model, tensor):
@@ -59,12 +58,23 @@ def rescale(
             assert epsilon is not None
             rows = slice(start // WIDTH, -(-(start + len(magnitude)) // WIDTH))
             bits = spread(words[rows].to(source.device)).reshape(-1)[: len(magnitude)]
-            level = level + torch.where(bits != 0, -epsilon, epsilon)
-        bins = torch.bucketize(level, edges.to(level.device), right=True)
+            level = level + epsilon * (2 * bits + 1).to(torch.float64)  # bits are 0 or −1
+        bins = _reached(level, densities)
         weights = magnitude.to(torch.float64).cpu()
         mass += torch.bincount(bins.cpu(), weights=weights, minlength=len(mass)).numpy()
         start += len(magnitude)
     return ratio(mass.sum(), np.cumsum(mass)[:-1])[:, None]
+
+
+def _reached(level: torch.Tensor, densities: Array) -> torch.Tensor:
+    """Return how many of K evenly spaced densities up to 1, or of one, a level reaches."""
+    count = len(densities)
+    if count == 1:
+        return (level >= float(densities[0])).to(torch.int64)
+    edges = torch.from_numpy(np.concatenate([[-np.inf], densities, [np.inf]])).to(level.device)
+    guess = (level * count).to(torch.int64).clamp_(0, count)  # right but for rounding
+    guess += level >= edges.take(guess + 1)
+    return guess.sub_((level < edges.take(guess)).to(torch.int64))
 
 
 def rank_bits(

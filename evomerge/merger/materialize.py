@@ -126,7 +126,8 @@ def write_rows(
         _run(table.kernel, table.spans, table.draw_spans, table.limits, table.numbers,
              table.draws, *rows)  # fmt: skip
         return
-    run = _compiled(table.kernel, table.spans, table.draw_spans, table.limits, len(models))
+    dtypes = tuple(one.dtype for one in (output, *([] if base is None else [base]), *models))
+    run = _compiled(table.kernel, table.spans, table.draw_spans, table.limits, dtypes)
     for one in (table.numbers, table.draws, output, base, *models, *ranks, row_tensor, row_index,
                 finite):  # fmt: skip
         if one is not None:
@@ -136,11 +137,16 @@ def write_rows(
 
 @functools.cache
 def _compiled(
-    kernel: Kernel, spans: Spans, draw_spans: Spans, limits: tuple[str, ...], models: int
+    kernel: Kernel,
+    spans: Spans,
+    draw_spans: Spans,
+    limits: tuple[str, ...],
+    dtypes: tuple[torch.dtype, ...],
 ) -> Run:
-    # The compiler gives up on a function after eight variants, so each method has its own code.
+    # The compiler gives up on a function after eight variants, so each has code of its own.
     run = _bound(kernel, spans, draw_spans, limits)
-    code = run.__code__.replace(co_name=f"{kernel.__module__.rpartition('.')[2]}_of_{models}")
+    name = f"{kernel.__module__.rpartition('.')[2]}_of_{len(dtypes) - 1}"
+    code = run.__code__.replace(co_name=name)
     own = types.FunctionType(code, run.__globals__, closure=run.__closure__)
     # The table is ours: no need to check where its rows are.
     compiled: Run = torch.compile(own, options={"assert_indirect_indexing": False})
@@ -197,7 +203,21 @@ def _run(
     )
     rounded = merged.to(output.dtype)
     output.copy_(rounded)
-    finite.copy_((rounded.to(torch.float32) * 0.0).sum(dim=1))
+    finite.copy_(_overflowing(rounded).mul(0.0).sum(dim=1))
+
+
+def _overflowing(rounded: torch.Tensor) -> torch.Tensor:
+    """Return numbers that are infinite in float32 exactly where the rounded ones are.
+
+    The compiler leaves out the step to fewer bits and back, so that the numbers before rounding
+    must overflow: from 65520 on in float16, from (2 − 2^-8)·2^127 on in bfloat16.
+    """
+    wide = rounded.to(torch.float32)
+    if rounded.dtype == torch.float16:
+        return wide.abs().mul_(2.0**112).add_(2.0**116)
+    if rounded.dtype == torch.bfloat16:
+        return wide * (1 + 2.0**-9 + 2.0**-18)
+    return wide
 
 
 def _columns(

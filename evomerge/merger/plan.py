@@ -46,10 +46,9 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans recipes for a layout; `every` are the names of all tensors of the whole model."""
+    """Plans recipes for a layout."""
 
     layout: Layout
-    every: Sequence[str]
     numbers: Mapping[ModelRef, int]
     statistics: InputStatistics
     device: torch.device
@@ -65,9 +64,7 @@ class Planner:
         """Return the plan of each group; raises RecipeError and CandidateError."""
         base = self.number(recipe.base) if recipe.base else None
         models = [self.number(entry.model) for entry in recipe.entries]
-        place = {name: row for row, name in enumerate(self.every)}
-        rows = np.array([place[name] for name in self.layout.tensors], dtype=np.int64)
-        values = {name: one[..., rows] for name, one in resolve(recipe, self.every).items()}
+        values = resolve(recipe, self.layout.tensors)
         return [self._group(group, recipe, base, models, values) for group in self.layout.groups]
 
     def _group(

@@ -59,10 +59,11 @@ class InputStatistics:
         if key in self._known:
             return self._known[key]
         tensors = self.source.common(inputs)
-        content = "\n".join(
-            " ".join([self.source.tensors[t], *(self.digest(one, t) for one in inputs)])
-            for t in tensors
-        )
+        lines = [f"{len(self.source.tensors)} tensors"]
+        for t in tensors:
+            digests = [self.digest(one, t) for one in inputs]
+            lines.append(" ".join([str(t), self.source.tensors[t], *digests]))
+        content = "\n".join(lines)
         found = self.cache.load(kind, content)
         if found is None:
             found = compute(tensors)

@@ -51,15 +51,14 @@ def _keys(
 
 def draw(first: torch.Tensor, second: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Return random numbers, uniform over int32, for int32 keys and int32 element indices."""
-    mixed = _folded(index * _GOLDEN + first, 16)
-    mixed = _folded(mixed * _FIRST + second, 15)
-    return mixed * _SECOND  # products and sums wrap modulo 2^32
+    mixed = _fold(index * _GOLDEN + first, 16)
+    mixed = _fold(mixed.mul_(_FIRST).add_(second), 15)
+    return mixed.mul_(_SECOND)  # products and sums wrap modulo 2^32
 
 
-def _folded(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Mix the high bits into the low ones; torch shifts in the sign, which the mask removes."""
-    folded: torch.Tensor = x ^ ((x >> bits) & (2 ** (32 - bits) - 1))
-    return folded
+def _fold(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Mix the high bits into the low ones, in place; torch shifts in the sign, which is masked."""
+    return x.bitwise_xor_((x >> bits).bitwise_and_(2 ** (32 - bits) - 1))
 
 
 def limits(probability: Array) -> Integers:

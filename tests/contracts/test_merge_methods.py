@@ -13,13 +13,14 @@ import torch
 from evomerge import merge_methods, plugins
 from evomerge.errors import Place, RecipeError
 from evomerge.merge_methods import MergeMethod, Parameter
-from evomerge.merger import materialize
+from evomerge.merger import Merger, materialize
 from evomerge.merger.materialize import fused_available
 from tests.mergekit_oracle import ulps_of
 from tests.reference import expected
 from tests.tiny_models import (
     base_weights,
     merged,
+    opened,
     parsed,
     recipe_of,
     weights,
@@ -52,8 +53,8 @@ def value_of(declared: Parameter, share: float) -> Any:
     return round(low + share * (high - low), 3)
 
 
-def recipe(folder: Path, name: str, **ending: Any) -> dict[str, Any]:
-    """A recipe with a value of its own for every parameter."""
+def recipe(folder: Path, name: str, flip: bool = False, **ending: Any) -> dict[str, Any]:
+    """A recipe with a value of its own for every parameter; `flip` turns every switch over."""
     method = method_of(name)
     experts = list("abc")[: method.maximum or 3]
     models = {
@@ -69,6 +70,12 @@ def recipe(folder: Path, name: str, **ending: Any) -> dict[str, Any]:
         for declared in method.parameters
         if declared.scope == "global"
     }
+    if flip:
+        shared |= {
+            declared.name: not declared.default
+            for declared in method.parameters
+            if declared.kind == "bool"
+        }
     base = {"base_model": "base"} if method.base == "required" else {}
     return recipe_of(folder, name, **base, models=models, parameters=shared, **ending)
 
@@ -93,6 +100,7 @@ def test_declaration(name: str) -> None:
     assert method.plan.__doc__
     assert method.kernel.__doc__
     assert method.stochastic == (method.parameter("seed") is not None)
+    assert len(method.probabilities) <= 2
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -124,14 +132,15 @@ def test_copies_of_one_model_merge_into_it(name: str, tmp_path: Path) -> None:
         assert ulps_of(result - model[tensor], model[tensor]).max() <= 2
 
 
+@pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("name", FILES)
-def test_float64_agrees(name: str, family: Path) -> None:
-    data = recipe(family, name)
+def test_float64_agrees(name: str, family: Path, flip: bool) -> None:
+    data = recipe(family, name, flip)
     inputs = {str(family / model): weights(family, model) for model in ("base", "a", "b", "c")}
     exact = expected(parsed(data), inputs)
     for tensor, result in merged(data).items():
         reference = exact[tensor]
-        decided = torch.from_numpy(~reference.open)
+        decided = torch.from_numpy(~reference.uncertain)
         difference = (result.double().reshape(-1) - torch.from_numpy(reference.value))[decided]
         scale = torch.from_numpy(reference.scale)[decided]
         assert (ulps_of(difference, scale) <= 4).all(), tensor
@@ -147,6 +156,15 @@ def test_any_split_into_rows_gives_the_same_bits(
     monkeypatch.setattr(materialize, "_EAGER_ROWS", rows)
     for tensor, result in merged(data).items():
         assert bits(result).equal(bits(whole[tensor]))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_models_in_another_order_of_loading_give_the_same_bits(name: str, family: Path) -> None:
+    data = recipe(family, name, flip=True)
+    there = merged(data)
+    merger = Merger(opened(family, "c", "b", "base", "a"), result_dtype="float32")
+    found = merger.materialize(parsed(data))
+    assert all(bits(found[tensor]).equal(bits(there[tensor])) for tensor in there)
 
 
 @pytest.mark.parametrize("name", FILES)

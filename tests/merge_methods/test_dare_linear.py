@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.reference import uniform
+from tests.reference_masks import dare_mask
 from tests.tiny_models import merge_vectors
 
 N = 4000
@@ -17,7 +17,7 @@ def test_kept_entries_of_both_signs_are_added_up(tmp_path: Path) -> None:
         "b": ([8.0] * N, {"weight": 0.5, "density": 0.25}),
     }
     found = np.array(merge_vectors(tmp_path, "dare_linear", models, BASE, rescale=False))
-    masks = [uniform(0, position, 2, "x", N) < d for position, d in ((0, 0.5), (1, 0.25))]
+    masks = [dare_mask(0, position, "x", N, d) for position, d in ((0, 0.5), (1, 0.25))]
     assert np.array_equal(found, 10.0 + masks[0] - masks[1])
     assert set(found) == {9.0, 10.0, 11.0}
 
@@ -33,3 +33,12 @@ def test_lambda_and_the_divisor(tmp_path: Path) -> None:
     models = {name: (ONES, {"weight": 2}) for name in "ab"}
     shared = {"normalize": True, "lambda": 0.5}
     assert set(merge_vectors(tmp_path, "dare_linear", models, [0.0] * N, **shared)) == {0.5}
+
+
+def test_rescaling_by_density_is_the_papers(tmp_path: Path) -> None:
+    models = {"a": (ONES, {"weight": 1, "density": 0.3})}
+    shared = {"rescale_by_density": True}
+    found = np.array(merge_vectors(tmp_path, "dare_linear", models, [0.0] * N, **shared))
+    assert set(found) == {0.0, np.float32(1 / 0.3)}
+    off = merge_vectors(tmp_path, "dare_linear", models, [0.0] * N, rescale=False, **shared)
+    assert set(off) == {0.0, 1.0}

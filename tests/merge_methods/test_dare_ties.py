@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.reference import uniform
+from tests.reference_masks import dare_mask
 from tests.tiny_models import merge_vectors
 
 N = 5000
@@ -19,7 +19,7 @@ def one(folder: Path, density: float, **shared: object) -> list[float]:
 def test_what_is_kept_is_rescaled_to_the_l1_norm(tmp_path: Path) -> None:
     found = np.array(one(tmp_path, 0.3))
     kept = found != 0
-    assert np.array_equal(kept, uniform(0, 0, 1, "x", N) < np.float32(0.3))
+    assert np.array_equal(kept, dare_mask(0, 0, "x", N, 0.3))
     assert abs(kept.mean() - 0.3) < 4 * (0.3 * 0.7 / N) ** 0.5
     assert found.sum() == pytest.approx(N, rel=1e-6)
     assert np.unique(found[kept]) == pytest.approx([N / kept.sum()], rel=1e-6)
@@ -48,6 +48,18 @@ def test_models_draw_other_masks_and_signs_are_elected(tmp_path: Path) -> None:
         "b": ([-2.0] * N, {"weight": 1, "density": 0.5}),
     }
     found = np.array(merge_vectors(tmp_path, "dare_ties", models, BASE, rescale=False))
-    masks = [uniform(0, position, 2, "x", N) < 0.5 for position in (0, 1)]
+    masks = [dare_mask(0, position, "x", N, 0.5) for position in (0, 1)]
     expected = np.where(masks[1], -2.0, np.where(masks[0], 1.0, 0.0))
+    assert np.array_equal(found, expected)
+
+
+def test_rescaling_by_density_comes_before_the_election(tmp_path: Path) -> None:
+    """Where both are kept, 1/0.25 outvotes 2/0.8."""
+    models = {
+        "a": (ONES, {"weight": 1, "density": 0.25}),
+        "b": ([-2.0] * N, {"weight": 1, "density": 0.8}),
+    }
+    found = np.array(merge_vectors(tmp_path, "dare_ties", models, BASE, rescale_by_density=True))
+    masks = [dare_mask(0, position, "x", N, d) for position, d in ((0, 0.25), (1, 0.8))]
+    expected = np.where(masks[0], 4.0, np.where(masks[1], -2.5, 0.0))
     assert np.array_equal(found, expected)

@@ -1,11 +1,11 @@
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
 from evomerge.errors import RecipeError
-from tests.tiny_models import merge_vectors, parsed, recipe_of
+from tests.tiny_models import merge_vectors, merged, parsed, recipe_of, write_checkpoint
 
 
 def nuslerp(
@@ -48,18 +48,47 @@ def test_weights_that_cancel_count_as_equal(tmp_path: Path) -> None:
     assert found == pytest.approx([math.sqrt(0.5)] * 2, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("shared", "sentence"),
-    [
-        ({"nuslerp_row_wise": True}, "expected nuslerp_row_wise as false, got True"),
-        ({"nuslerp_flatten": False}, "expected nuslerp_flatten as true, got False"),
-        ({"nuslerp_flatten": [True, False]}, "expected nuslerp_flatten as true, got False"),
-    ],
-)
-def test_angles_per_row_are_refused(tmp_path: Path, shared: dict[str, Any], sentence: str) -> None:
-    models = {"a": {"weight": 1}, "b": {"weight": 1}}
-    with pytest.raises(RecipeError, match=sentence):
-        parsed(recipe_of(tmp_path, "nuslerp", models=models, parameters=shared))
+@pytest.mark.parametrize("based", [False, True])
+@pytest.mark.parametrize("row_wise", [False, True])
+def test_an_angle_per_row_or_column(tmp_path: Path, row_wise: bool, based: bool) -> None:
+    """Every line turns as it would alone; `nuslerp_row_wise` is mergekit's name for columns."""
+    generator = torch.Generator().manual_seed(0)
+    names = ("base", "a", "b")
+    every = {name: torch.randn(4, 3, generator=generator) for name in names}
+    for name, matrix in every.items():
+        write_checkpoint(tmp_path / name, {"x": matrix}, {"model_type": "matrix"})
+    own = {"a": {"weight": 0.2}, "b": {"weight": 0.7}}
+    fields = {"base_model": "base"} if based else {}
+    shared = {"nuslerp_flatten": False, "nuslerp_row_wise": row_wise}
+    data = recipe_of(tmp_path, "nuslerp", models=own, parameters=shared, **fields)
+    found = merged(data)["x"]
+    lines = [matrix.T if row_wise else matrix for matrix in every.values()]
+    for line, (base, one, other) in zip(
+        found.T if row_wise else found, zip(*lines, strict=True), strict=True
+    ):
+        alone = nuslerp(
+            tmp_path / "alone", (one.tolist(), 0.2), (other.tolist(), 0.7),
+            base.tolist() if based else None,
+        )  # fmt: skip
+        assert line.tolist() == pytest.approx(alone, rel=1e-6, abs=1e-7)
+
+
+def test_some_tensors_by_row_and_others_whole(tmp_path: Path) -> None:
+    for name, matrix in (("a", [[1.0, 0.0], [0.0, 5.0]]), ("b", [[0.0, 1.0], [0.0, 7.0]])):
+        tensors = {key: torch.tensor(matrix) for key in ("rows", "columns", "whole")}
+        write_checkpoint(tmp_path / name, tensors, {"model_type": "matrix"})
+    shared = {
+        "nuslerp_flatten": [{"filter": "whole", "value": True}, {"value": False}],
+        "nuslerp_row_wise": [{"filter": "columns", "value": True}, {"value": False}],
+    }
+    data = recipe_of(tmp_path, "nuslerp", models={name: {"weight": 1} for name in "ab"},
+                     parameters=shared)  # fmt: skip
+    found = merged(data)
+    half = math.sqrt(0.5)
+    assert torch.allclose(found["rows"], torch.tensor([[half, half], [0.0, 6.0]]))
+    first = 0.5 * half * math.sqrt(2)  # a's first column turns to zeros, at a right angle
+    assert found["columns"][0, 0] == pytest.approx(first * math.sqrt(2))
+    assert not torch.equal(found["whole"], found["rows"])
 
 
 def test_exactly_two_models(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.tiny_models import merge_vectors
+from tests.tiny_models import merge_vectors, merged, recipe_of, write_checkpoint
 
 BASE = [0.0, 0.0, 0.0, 0.0]
 
@@ -68,3 +69,50 @@ def test_lambda_scales_what_is_added(tmp_path: Path) -> None:
 def test_at_least_one_entry_is_kept(tmp_path: Path) -> None:
     models = {"a": ([1.0, -3.0, 2.0, 1.0], {"weight": 1, "density": 0.01})}
     assert merge_vectors(tmp_path, "ties", models, BASE) == [0.0, -3.0, 0.0, 0.0]
+
+
+def two_tensors(folder: Path, **shared: object) -> dict[str, list[float]]:
+    """Merge a model of two tensors, of which the first changed more; half of 8 entries is kept."""
+    model = {"x": torch.tensor([9.0, -8.0, 7.0, 1.0]), "y": torch.tensor([6.0, -5.0, 4.0, 3.0])}
+    write_checkpoint(folder / "a", model)
+    write_checkpoint(folder / "base", {name: one * 0 for name, one in model.items()})
+    data = recipe_of(folder, "ties", base_model="base",
+                     models={"a": {"weight": 1, "density": 0.5}}, parameters=shared)  # fmt: skip
+    return {name: one.tolist() for name, one in merged(data).items()}
+
+
+def test_trimming_the_whole_model_ranks_all_tensors_together(tmp_path: Path) -> None:
+    found = two_tensors(tmp_path, trim_whole_model=True)
+    assert found == {"x": [9.0, -8.0, 7.0, 0.0], "y": [6.0, 0.0, 0.0, 0.0]}
+    each = two_tensors(tmp_path)
+    assert each == {"x": [9.0, -8.0, 0.0, 0.0], "y": [6.0, -5.0, 0.0, 0.0]}
+    one = two_tensors(tmp_path, trim_whole_model=[{"filter": "y", "value": True}, {"value": False}])
+    assert one == {"x": each["x"], "y": found["y"]}
+
+
+def test_trimming_the_whole_model_rescales_by_its_norm(tmp_path: Path) -> None:
+    found = two_tensors(tmp_path, trim_whole_model=True, rescale=True)
+    assert found["x"][0] == pytest.approx(9 * 43 / 30)
+    assert found["y"][0] == pytest.approx(6 * 43 / 30)
+
+
+def test_signs_elected_before_weighing(tmp_path: Path) -> None:
+    models = {
+        "a": ([4.0, 1.0, 2.0, 0.0], {"weight": 1}),
+        "b": ([-2.0, -3.0, 2.0, 0.0], {"weight": 5}),
+    }
+    found = merge_vectors(tmp_path, "ties", models, BASE, elect_unweighted=True, normalize=False)
+    assert found == [4.0, -15.0, 12.0, 0.0]
+    found = merge_vectors(tmp_path, "ties", models, BASE, elect_unweighted=True)
+    assert found == [4.0, -3.0, 2.0, 0.0]
+    found = merge_vectors(tmp_path, "ties", models, BASE, normalize=False)
+    assert found == [-10.0, -15.0, 12.0, 0.0]
+
+
+def test_negative_weights_after_the_election(tmp_path: Path) -> None:
+    models = {
+        "a": ([4.0, 1.0, 2.0, 0.0], {"weight": -1}),
+        "b": ([-2.0, -3.0, 2.0, 0.0], {"weight": 1}),
+    }
+    found = merge_vectors(tmp_path, "ties", models, BASE, elect_unweighted=True)
+    assert found == [4.0, -3.0, 0.0, 0.0]  # (−4)/(−1); the third divides 0 by 1 for 0

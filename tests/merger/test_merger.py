@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from evomerge.checkpoints import ModelRef, open_checkpoint
-from evomerge.errors import CheckpointError, RecipeError
+from evomerge.errors import RecipeError
 from evomerge.merger import Merger, materialize, tensor_digest
 from evomerge.merger.layout import WIDTH, plan_layout
 from evomerge.merger.materialize import choose_kernel
@@ -72,24 +72,6 @@ def test_inputs_stay_as_they_are(family: Path) -> None:
             assert torch.equal(held[tensor], stored)
 
 
-@pytest.mark.parametrize("method", ["ties", "dare_ties", "slerp", "linear"])
-def test_a_merger_of_a_few_tensors_gives_the_bits_of_the_whole(family: Path, method: str) -> None:
-    """Gradients are placed by all layers, masks by names, whatever part of a model is merged."""
-    if method == "slerp":
-        data = recipe_of(family, method, base_model="base", models={"a": {}},
-                         parameters={"t": [0, 1]})  # fmt: skip
-    elif method == "linear":
-        data = recipe_of(family, method, models={name: {"weight": [0.2, 0.9]} for name in "abc"})
-    else:
-        data = ties(family) | {"merge_method": method}
-    whole = merged(data)
-    for names in (["model.layers.1.mlp.up_proj.weight"], list(whole)[::-3]):
-        part = merged(data, names=names)
-        assert set(part) == set(names)
-        for name in names:
-            assert torch.equal(part[name], whole[name]), name
-
-
 def test_other_models_beside_those_of_the_recipe_change_nothing(family: Path) -> None:
     data = recipe_of(family, "slerp", base_model="b", models={"c": {}}, parameters={"t": 0.3})
     alone = merged(data)
@@ -142,46 +124,47 @@ def test_float64_inputs_are_rounded_to_float32(tmp_path: Path) -> None:
     assert torch.equal(merged(data)["lm_head.weight"], expert_weights(base, 0)["lm_head.weight"])
 
 
-def test_integers_are_copied_and_must_be_the_same(tmp_path: Path) -> None:
-    numbers = {"ids": torch.arange(7), "flags": torch.tensor([True, False]), "x": torch.ones(3)}
-    for name in ("a", "b"):
-        write_checkpoint(tmp_path / name, numbers)
-    models = {"a": {"weight": 1}, "b": {"weight": 1}}
-    data = recipe_of(tmp_path, "linear", models=models, out_dtype="bfloat16")
-    found = merged(data)
-    assert torch.equal(found["ids"], torch.arange(7))
-    assert found["flags"].dtype == torch.bool
-    assert found["x"].dtype == torch.bfloat16
-    only = merged(data, names=["ids"])
-    assert torch.equal(only["ids"], torch.arange(7))
-    write_checkpoint(tmp_path / "b", numbers | {"ids": torch.arange(1, 8)})
-    with pytest.raises(CheckpointError, match=f"got others in ids of {tmp_path}/b"):
-        merged(data)
-
-
-def test_scalars_and_empty_tensors(tmp_path: Path) -> None:
-    odd = {"scale": torch.tensor(2.0), "none": torch.zeros(0, 3), "row": torch.ones(1, WIDTH + 1)}
+@pytest.mark.parametrize("memory", ["device", "disk"])
+def test_scalars_and_empty_tensors(tmp_path: Path, memory: Any) -> None:
+    odd = {
+        "scale": torch.tensor(2.0),
+        "none": torch.zeros(0, 3),
+        "nor": torch.zeros(3, 0),
+        "row": torch.ones(1, WIDTH + 1),
+    }
     for name, factor in (("base", 1.0), ("a", 3.0)):
         write_checkpoint(tmp_path / name, {key: one * factor for key, one in odd.items()})
-    for method in ("ties", "dare_ties", "task_arithmetic"):
+    for method in ("ties", "dare_ties", "della", "breadcrumbs", "task_arithmetic"):
         own = {"weight": 0.5}
         data = recipe_of(tmp_path, method, base_model="base", models={"a": own},
                          parameters={"normalize": False})  # fmt: skip
-        found = merged(data)
+        found = merged(data, memory=memory)
+        assert found["nor"].shape == (3, 0)
         assert found["scale"].shape == ()
         assert float(found["scale"]) == 4.0
         assert found["none"].shape == (0, 3)
         assert torch.equal(found["row"], torch.full((1, WIDTH + 1), 2.0))
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_inputs_that_are_not_finite_are_named(tmp_path: Path, bad: float) -> None:
-    base = base_weights()
-    write_checkpoint(tmp_path / "base", base)
-    base["model.norm.weight"][3] = bad
-    write_checkpoint(tmp_path / "a", base)
-    with pytest.raises(CheckpointError, match=f"model.norm.weight of {tmp_path}/a"):
-        Merger(opened(tmp_path, "base", "a"))
+LINED: dict[str, dict[str, Any]] = {
+    "nuslerp": {"models": {"a": {"weight": 1}, "base": {"weight": 1}},
+                "parameters": {"nuslerp_flatten": False, "nuslerp_row_wise": [True, False]}},
+    "model_stock": {"base_model": "base", "models": {"a": {}, "b": {}},
+                    "parameters": {"filter_wise": True}},
+    "arcee_fusion": {"base_model": "base", "models": {"a": {}}},
+    "della": {"base_model": "base", "models": {"a": {"weight": 1, "density": 0.5}}},
+    "sce": {"base_model": "base", "models": {"a": {}, "b": {}},
+            "parameters": {"select_topk": 0.5}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", LINED)
+def test_empty_tensors_have_no_statistics(tmp_path: Path, method: str) -> None:
+    for name in ("base", "a", "b"):
+        shapes = {"none": (0, 3), "nor": (3, 0), "neither": (0,), "deep": (2, 0, 4)}
+        write_checkpoint(tmp_path / name, {key: torch.zeros(size) for key, size in shapes.items()})
+    found = merged(recipe_of(tmp_path, method, **LINED[method]))
+    assert {key: tuple(one.shape) for key, one in found.items()} == shapes
 
 
 def test_a_model_that_is_not_loaded_is_refused(family: Path) -> None:
@@ -235,21 +218,6 @@ def test_a_compiler_that_fails_is_done_without(
     assert len(tried) == 1
     with pytest.raises(TorchDynamoException):
         merged(ties(family), kernel="fused")
-
-
-def test_a_shard_is_merged_by_the_kernel_of_the_whole(
-    family: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen = []
-
-    def noting(choice: str, elements: int, device: torch.device) -> bool:
-        chosen.append(elements)
-        return False
-
-    monkeypatch.setattr("evomerge.merger.choose_kernel", noting)
-    merged(ties(family))
-    merged(ties(family), names=["lm_head.weight"])
-    assert chosen == [sum(tensor.numel() for tensor in weights(family, "a").values())] * 2
 
 
 def test_small_models_are_merged_without_a_compiler() -> None:

@@ -5,18 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from tests.mergekit_oracle import bfloat16_steps, relative_error, run_mergekit, ulps_of
-from tests.reference import expected, uniform
+from tests.mergekit_oracle import compare, run_mergekit
+from tests.reference import expected
+from tests.reference_masks import dare_mask
 from tests.tiny_models import FLAT, STEPS, Tensors, merged, parsed, recipe_of, weights, write_family
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # mergekit's own
-
-MOST_ULPS = 4.0
-MOST_RELATIVE = 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -32,37 +29,10 @@ def inputs_of(folder: Path) -> dict[str, Tensors]:
 
 
 def check(data: Mapping[str, Any], folder: Path, theirs: Tensors | None, strict: bool) -> None:
-    """Compare our merge with mergekit's, where given, and with float64.
-
-    `strict` measures errors by the largest input; otherwise by the sum of the terms' magnitudes
-    where that is larger: weights of both signs or far above 1 amplify every rounding.
-    """
+    """Compare our merge with mergekit's, where given, and with float64: see `compare`."""
     inputs = inputs_of(folder)
     exact = expected(parsed(data), inputs)
-    ours = merged(data)
-    assert theirs is None or set(ours) == set(theirs)
-    low_precision = "out_dtype" in data
-    compared = [(~reference.open).sum() for reference in exact.values()]
-    assert sum(compared) > 0.6 * sum(tensor.numel() for tensor in ours.values())
-    for name, tensor in ours.items():
-        reference = exact[name]
-        decided = torch.from_numpy(~reference.open)
-        scale = torch.from_numpy(reference.scale)[decided]
-        if strict:
-            stack = torch.stack([model[name].float().abs() for model in inputs.values()])
-            scale = stack.amax(dim=0).reshape(-1)[decided]
-        mine = tensor.reshape(-1)[decided]
-        assert torch.isfinite(tensor).all()
-        rounded = torch.from_numpy(reference.value)[decided].to(mine.dtype)
-        for other in [rounded] + ([] if theirs is None else [theirs[name].reshape(-1)[decided]]):
-            difference = mine.double() - other.double()
-            near = ulps_of(difference, scale) <= MOST_ULPS
-            if low_precision:  # where terms cancel to about 0, bfloat16 steps are below float32's
-                assert (near | (bfloat16_steps(mine, other) <= 1)).all(), name
-                continue
-            assert near.all(), (name, float(ulps_of(difference, scale).max()))
-            if strict and len(mine):
-                assert relative_error(mine, other) <= MOST_RELATIVE, name
+    compare(merged(data), theirs, exact, list(inputs.values()), strict)
 
 
 SCALARS = {"a": {"weight": 0.5}, "b": {"weight": 0.3}, "c": {"weight": 0.2}}
@@ -183,9 +153,8 @@ def test_dare_ties_with_the_same_masks(
     for position, (name, density) in enumerate(densities.items()):
         for tensor, base in inputs[str(folder / "base")].items():
             delta = inputs[str(folder / name)][tensor] - base
-            drawn = uniform(seed, position, 3, tensor, delta.numel())
-            kept = torch.from_numpy(drawn < np.float32(density)).reshape(delta.shape)
-            masks[delta.numpy().tobytes()] = kept
+            kept = torch.from_numpy(dare_mask(seed, position, tensor, delta.numel(), density))
+            masks[delta.numpy().tobytes()] = kept.reshape(delta.shape)
 
     def with_our_mask(tensor: torch.Tensor, density: float, rescale_norm: Any) -> Any:
         mask = masks[tensor.contiguous().numpy().tobytes()]

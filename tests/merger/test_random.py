@@ -1,88 +1,113 @@
-"""The numbers behind DARE's masks: fixed, uniform, independent, the same in any chunking."""
+"""The numbers behind random masks: fixed, exact, the same in any chunking; keys.
+
+How random they are is in test_randomness.py.
+"""
 
 import numpy as np
 import pytest
 import torch
 
 from evomerge.merger import random
-from tests.reference import uniform
+from evomerge.merger.materialize import fused_available
+from tests.reference_masks import drawn, uniform
 
-MANY = 1 << 18
 KEYS = [
     [[-1027730835, 356621070], [-135261678, 1842734076]],
     [[-1732621208, -546789413], [2006093038, 2010596913]],
 ]
-DRAWN = [10798849.0, 3668546.0, 2036675.0, 6519547.0]
+DRAWN = [-1340116269, 370981390, 1144772572, -604706437, -820191212, -1586072583]
+OF_A_PURPOSE = [-419237802, -170452206]
+
+
+def key_of(seed: int, position: int, name: str) -> torch.Tensor:
+    return torch.tensor(random.keys(seed, [position], [name])[0, 0])
 
 
 def test_the_numbers_never_change() -> None:
     """Recipes in the world name a seed: these values are part of their meaning."""
-    keys = random.keys(7, 2, ["model.norm.weight", "lm_head.weight"])
+    keys = random.keys(7, [0, 1], ["model.norm.weight", "lm_head.weight"])
     assert keys.dtype == np.int32
     assert keys.tolist() == KEYS
-    drawn = uniform(7, 1, 2, "lm_head.weight", 4)
-    assert (drawn * 2**24).tolist() == DRAWN
+    assert drawn(7, 1, "lm_head.weight", 6).tolist() == DRAWN
+    assert random.keys(7, [1], ["lm_head.weight"], "/ranks")[0, 0].tolist() == OF_A_PURPOSE
 
 
-def test_keys_depend_on_seed_position_and_name_alone() -> None:
-    one = random.keys(3, 2, ["x", "y"])
-    other = random.keys(3, 5, ["y"])
-    assert np.array_equal(one[1], other[0, :2])
-    assert len({tuple(key) for key in random.keys(3, 4, list("abcdefgh")).reshape(-1, 2)}) == 32
+def test_keys_depend_on_seed_position_name_and_purpose_alone() -> None:
+    one = random.keys(3, [0, 1], ["x", "y"])
+    other = random.keys(3, [4, 1, 0], ["y"])
+    assert np.array_equal(one[1], other[0, [2, 1]])
+    different = [
+        tuple(key)
+        for seed in (0, 1, 2**32 - 1)
+        for purpose in ("", "/ties", "/ranks")
+        for key in random.keys(seed, range(4), list("abcdefgh"), purpose).reshape(-1, 2)
+    ]
+    assert len(set(different)) == 3 * 3 * 32
+    assert len({part for key in different for part in key}) == 2 * 3 * 3 * 32
 
 
-def test_int32_arithmetic_is_the_hash_in_unsigned_integers() -> None:
-    def lowbias32(x: int) -> int:
+@pytest.mark.parametrize("name", ["x", "model.layers.11.mlp.up_proj.weight", "ü"])
+def test_int32_arithmetic_is_that_of_whole_numbers_modulo_2_to_the_32(name: str) -> None:
+    def exact(first: int, second: int, index: int) -> int:
+        x = (index * 0x9E3779B1 + first) % 2**32
         x ^= x >> 16
-        x = x * 0x7FEB352D % 2**32
+        x = (x * 0x7FEB352D + second) % 2**32
         x ^= x >> 15
         x = x * 0x846CA68B % 2**32
-        return x ^ x >> 16
+        return x - 2**32 if x >= 2**31 else x
 
-    first, second = (int(key) % 2**32 for key in random.keys(5, 1, ["x"])[0, 0])
-    wanted = [lowbias32(lowbias32((index + first) % 2**32) ^ second) >> 8 for index in range(5000)]
-    assert (uniform(5, 0, 1, "x", 5000) * 2**24).astype(int).tolist() == wanted
+    key = key_of(5, 1, name)
+    first, second = (int(part) % 2**32 for part in key)
+    chosen = [*range(2000), *range(2**31 - 2000, 2**31), *(37**n % 2**31 for n in range(500))]
+    index = torch.tensor(chosen, dtype=torch.int32)
+    wanted = [exact(first, second, one) for one in chosen]
+    assert random.draw(key[0], key[1], index).tolist() == wanted
+    levels = random.fraction(random.draw(key[0], key[1], index))
+    assert levels.dtype == torch.float64
+    assert levels.tolist() == [(one + 2**31) / 2**32 for one in wanted]
 
 
-def test_chunks_and_high_indices() -> None:
-    key = torch.from_numpy(random.keys(0, 1, ["x"])[0, 0])
+def test_the_same_in_chunks_shapes_and_at_high_indices() -> None:
+    key = key_of(0, 0, "x")
     index = torch.arange(2**31 - 3000, 2**31 - 1, dtype=torch.int64).to(torch.int32)
-    whole = random.uniform(key[0], key[1], index)
-    assert whole.dtype == torch.float32
+    whole = random.draw(key[0], key[1], index)
+    assert whole.dtype == torch.int32
     for size in (1, 7, 1024):
-        parts = [random.uniform(key[0], key[1], part) for part in torch.split(index, size)]
+        parts = [random.draw(key[0], key[1], part) for part in torch.split(index, size)]
         assert torch.equal(torch.cat(parts), whole)
-    columns = random.uniform(key[:1], key[1:], index[:2900].view(29, 100))
+    columns = random.draw(key[:1], key[1:], index[:2900].view(29, 100))
     assert torch.equal(columns.reshape(-1), whole[:2900])
+    many = torch.tensor(random.keys(0, [0, 1, 2], ["x"])[0]).unsqueeze(-1)
+    together = random.draw(many[:, 0], many[:, 1], index)
+    assert torch.equal(together[0], whole)
     assert index[0] == 2**31 - 3000  # arguments are not written to
+    assert key.tolist() == key_of(0, 0, "x").tolist()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
-def test_uniform(seed: int) -> None:
-    drawn = uniform(seed, 0, 1, "model.layers.0.mlp.up_proj.weight", MANY)
-    assert drawn.min() >= 0
-    assert drawn.max() < 1
-    for bins in (2, 100, 1024):
-        counts = np.histogram(drawn, bins=bins, range=(0, 1))[0]
-        chi_square = ((counts - MANY / bins) ** 2 / (MANY / bins)).sum()
-        # Mean bins − 1, variance 2(bins − 1): five standard deviations.
-        assert abs(chi_square - (bins - 1)) < 5 * (2 * (bins - 1)) ** 0.5
-    lowest_bits = (drawn.astype(np.float64) * 2**24).astype(int) & 1
-    assert abs(lowest_bits.mean() - 0.5) < 5 * 0.5 / MANY**0.5
+@pytest.mark.skipif(not fused_available(torch.device("cpu")), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_the_same_compiled() -> None:
+    key = key_of(1, 2, "x")
+    index = torch.arange(2**31 - 40_000, 2**31 - 1, dtype=torch.int64).to(torch.int32)
+    eager = random.draw(key[:1], key[1:], index)
+    assert torch.equal(torch.compile(random.draw)(key[:1], key[1:], index), eager)
 
 
-def test_independent_of_tensor_model_seed_and_neighbour() -> None:
-    streams = [
-        uniform(seed, model, 3, name, MANY)
-        for seed in (0, 1)
-        for model in (0, 1, 2)
-        for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight")
-    ]
-    correlation = np.corrcoef(np.stack(streams)) - np.eye(len(streams))
-    assert np.abs(correlation).max() < 5 / MANY**0.5
-    for lag in (1, 2, 1024):
-        neighbours = np.corrcoef(streams[0][:-lag], streams[0][lag:])[0, 1]
-        assert abs(neighbours) < 5 / MANY**0.5
-    pairs = np.histogram2d(streams[0], streams[1], bins=16, range=[[0, 1], [0, 1]])[0]
-    chi_square = ((pairs - MANY / 256) ** 2 / (MANY / 256)).sum()
-    assert abs(chi_square - 255) < 5 * (2 * 255) ** 0.5
+def test_the_limit_keeps_what_is_below_the_probability() -> None:
+    probability = np.array([1.0, 0.5, 0.25, 0.1, 0.3, 2.0**-32, 1e-12, 1 - 2.0**-32, 1 / 3])
+    limits = random.limits(probability)
+    assert limits.dtype == np.int32
+    for share, limit in zip(probability.tolist(), limits.astype(int).tolist(), strict=True):
+        last, after = ((number + 2**31) / 2**32 for number in (limit, limit + 1))
+        assert last < share
+        assert after >= share
+    assert limits[0] == 2**31 - 1  # keeps every number
+    numbers = drawn(3, 0, "x", 10_000)
+    for share in probability:
+        kept = numbers <= random.limits(np.array([share]))[0]
+        assert np.array_equal(kept, uniform(3, 0, "x", 10_000) < share)
+
+
+def test_no_two_elements_of_a_tensor_draw_the_same_number() -> None:
+    """Every step is a bijection, so that DELLA's order of equal magnitudes is strict."""
+    assert len(np.unique(drawn(11, 0, "x", 1 << 20))) == 1 << 20

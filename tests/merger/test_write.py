@@ -68,19 +68,20 @@ def test_the_digest_is_that_of_the_candidate_in_memory(family: Path, tmp_path: P
 
 def test_shards(family: Path, tmp_path: Path) -> None:
     data = dare(family, out_dtype="bfloat16")
-    steps: list[tuple[int, int]] = []
+    steps: list[tuple[str, int, int]] = []
     whole = write(data, tmp_path / "one")
     split = write(
         data, tmp_path / "many", shard_bytes=8000,
-        progress=lambda text, done, total: steps.append((done, total)),
+        progress=lambda text, done, total: steps.append((text, done, total)),
     )  # fmt: skip
     assert split == whole
     files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
     assert len(files) >= 4
     assert files[1] == f"model-00002-of-{len(files):05d}.safetensors"
-    assert steps == [(done, len(files)) for done in range(len(files) + 1)]
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     one = read(tmp_path / "one")
+    merging = [(done, total) for text, done, total in steps if text == "merging"]
+    assert merging == [(done, len(one)) for done in range(len(one) + 1)]
     assert set(index["weight_map"]) == set(one)
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in one.values())
     for name, file in index["weight_map"].items():
@@ -195,7 +196,7 @@ def test_failures_leave_nothing_behind(
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for module, name in ((writing, "save_file"), (shutil, "copyfile"), (os, "replace")):
+    for module, name in ((os, "fsync"), (shutil, "copyfile"), (os, "replace")):
         (family / "base" / "tokenizer.json").write_text("{}")
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
@@ -212,7 +213,7 @@ def test_a_killed_merge_leaves_no_folder_of_that_name(
         assert all(name.startswith(".out.partial-") for name in leftovers(tmp_path))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writing, "save_file", stopped)
+    monkeypatch.setattr(writing, "write_shard", stopped)
     with pytest.raises(KeyboardInterrupt):
         write(dare(family), tmp_path / "out")
     assert leftovers(tmp_path) == set()
@@ -229,7 +230,7 @@ def test_results_that_overflow_are_refused(tmp_path: Path) -> None:
         write_checkpoint(tmp_path / name, {"x": torch.full((4,), 60000.0)})
     models = {name: {"weight": 1} for name in "ab"}
     data = recipe_of(tmp_path, "linear", models=models, parameters={"normalize": False})
-    with pytest.raises(CheckpointError, match="NaN or infinity in merged x"):
+    with pytest.raises(CandidateError, match="NaN or infinity in the merged x"):
         write(data | {"out_dtype": "float16"}, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
     assert weights(tmp_path, "a")["x"][0] == 60000
