@@ -10,147 +10,37 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from safetensors.torch import save_file
+from llama_family import (
+    CONSOLE,
+    EXPERTS,
+    LLAMA,
+    SEVEN_B,
+    TASK,
+    TINY,
+    interleaved,
+    loaded,
+    merger_of,
+    recipe,
+    shapes,
+    show,
+    write_family,
+)
 
-from evomerge.checkpoints import ModelRef, open_checkpoint
-from evomerge.errors import InputError, Place
 from evomerge.merger import Merger
-from evomerge.recipe import Recipe, parse_recipe
-
-PLACE = Place("benchmark", InputError)
-EXPERTS = ("a", "b", "c")
-LLAMA = {"hidden": 576, "inner": 1536, "layers": 30, "heads": 9, "kv": 3, "vocab": 49152}
-TINY = {"hidden": 96, "inner": 256, "layers": 4, "heads": 4, "kv": 4, "vocab": 33}
-SEVEN_B = {"hidden": 4096, "inner": 11008, "layers": 32, "heads": 32, "kv": 32, "vocab": 32000}
-CONSOLE = Console()
-
-# What each method must reach of a copy's bandwidth on two CPU cores.
-WEIGHTS = {"weight": 0.4}
-TASK: dict[str, tuple[dict[str, float], dict[str, Any], float]] = {
-    "linear": (WEIGHTS, {}, 0.9),
-    "task_arithmetic": (WEIGHTS, {}, 0.9),
-    "nuslerp": (WEIGHTS, {}, 0.9),
-    "multislerp": (WEIGHTS, {}, 0.9),
-    "karcher": ({}, {}, 0.9),
-    "model_stock": ({}, {}, 0.9),
-    "slerp": ({}, {"t": 0.3}, 0.9),
-    "ties": ({"weight": 0.4, "density": 0.3}, {}, 0.6),
-    "breadcrumbs": ({"weight": 0.4, "density": 0.3}, {}, 0.4),
-    "breadcrumbs_ties": ({"weight": 0.4, "density": 0.3}, {}, 0.4),
-    "dare_linear": ({"weight": 0.4, "density": 0.3}, {}, 0.4),
-    "dare_ties": ({"weight": 0.4, "density": 0.3}, {}, 0.4),
-    "della": ({"weight": 0.4, "density": 0.3}, {}, 0.4),
-    "della_linear": ({"weight": 0.4, "density": 0.3}, {}, 0.4),
-    "sce": ({}, {"select_topk": 0.3}, 0.0),
-    "nearswap": ({}, {"t": 0.001}, 0.0),
-    "passthrough": ({}, {}, 0.0),
-    "arcee_fusion": ({}, {}, 0.0),
-}
-FEWER = {"slerp": 1, "nuslerp": 2, "nearswap": 1, "passthrough": 1, "arcee_fusion": 1}
-BASELESS = ("linear", "multislerp", "karcher", "passthrough")
 
 
-def shapes(size: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of a Llama with tied embeddings."""
-    hidden, inner = size["hidden"], size["inner"]
-    narrow = hidden // size["heads"] * size["kv"]
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (size["vocab"], hidden)}
-    parts = {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (narrow, hidden),
-        "self_attn.v_proj": (narrow, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-        "input_layernorm": (hidden,),
-        "post_attention_layernorm": (hidden,),
-    }
-    for layer in range(size["layers"]):
-        found |= {f"model.layers.{layer}.{name}.weight": one for name, one in parts.items()}
-    return found | {"model.norm.weight": (hidden,)}
-
-
-def write_family(
-    folder: Path, size: Mapping[str, int], dtype: torch.dtype, device: str = "cpu"
-) -> None:
-    """Write a base of random weights and three experts that are near it."""
-    generator = torch.Generator(device).manual_seed(0)
-    own = {name: torch.Generator(device).manual_seed(n) for n, name in enumerate(EXPERTS, 1)}
-    models: dict[str, dict[str, torch.Tensor]] = {name: {} for name in ("base", *EXPERTS)}
-    for name, shape in shapes(size).items():
-        base = torch.randn(shape, generator=generator, device=device) * 0.02
-        models["base"][name] = base.to(dtype).cpu()
-        for expert, stream in own.items():
-            delta = torch.randn(shape, generator=stream, device=device) * 0.003
-            models[expert][name] = (base + delta).to(dtype).cpu()
-    for name, tensors in models.items():
-        (folder / name).mkdir(parents=True)
-        save_file(tensors, folder / name / "model.safetensors")
-        (folder / name / "config.json").write_text('{"tie_word_embeddings": true}')
-
-
-def recipe(folder: Path, method: str) -> Recipe:
-    """Return a recipe of a method for the family in a folder."""
-    own, shared, _ = TASK[method]
-    experts = EXPERTS[: FEWER.get(method, 3)]
-    data: dict[str, Any] = {"merge_method": method, "parameters": shared}
-    data["models"] = [{"model": str(folder / name), "parameters": own} for name in experts]
-    if method not in BASELESS:
-        data["base_model"] = str(folder / "base")
-    return parse_recipe(data, PLACE)
-
-
-def merger_of(folder: Path, **options: Any) -> Merger:
-    """Return a merger with the family of a folder loaded."""
-    refs = [ModelRef(str(folder / name)) for name in ("base", *EXPERTS)]
-    return Merger([open_checkpoint(ref, PLACE) for ref in refs], **options)
-
-
-def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each, run in turns after one run that does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            synchronize()
-            if turn:
-                taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in taken.items()}
-
-
-def synchronize() -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a table."""
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if not index else "right")
-    for row in rows:
-        table.add_row(*row)
-    CONSOLE.print(table)
-
-
-def bandwidth(folder: Path, rounds: int, **options: Any) -> dict[str, Any]:
+def bandwidth(merger: Merger, folder: Path, rounds: int) -> dict[str, Any]:
     """Compare bytes over time with those of a copy: inputs read once, the output written once."""
-    merger = merger_of(folder, kernel="fused", **options)
     device = merger.device
     size = sum(one.nbytes for one in merger.output.values())
     source = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -221,15 +111,18 @@ def prepare(folder: Path, theirs: float | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for method in ("ties", "breadcrumbs", "dare_ties", "della", "sce", "slerp", "model_stock"):
         plan = recipe(folder, method)
+        compile_for(method)
         steps = []
-        for _ in range(2):
-            merger = merger_of(folder, kernel="fused")
-            start = time.perf_counter()
-            merger.materialize(plan)
-            first = time.perf_counter() - start
-            start = time.perf_counter()
-            merger.materialize(plan)
-            steps.append(first - (time.perf_counter() - start))
+        with tempfile.TemporaryDirectory() as place:
+            os.environ["EVOMERGE_CACHE"] = place
+            for _ in range(2):
+                merger = merger_of(folder, kernel="fused")
+                start = time.perf_counter()
+                merger.materialize(plan)
+                first = time.perf_counter() - start
+                start = time.perf_counter()
+                merger.materialize(plan)
+                steps.append(first - (time.perf_counter() - start))
         found[method] = {"first": steps[0], "from cache": steps[1]}
     rows = [
         [name, f"{one['first']:.2f}", f"{one['from cache']:.2f}"] for name, one in found.items()
@@ -239,6 +132,13 @@ def prepare(folder: Path, theirs: float | None) -> dict[str, Any]:
         title += f" (one TIES merge by mergekit: {theirs:.1f})"
     show(title, ["method", "first time", "from cache"], rows)
     return found
+
+
+def compile_for(method: str) -> None:
+    """Compile a method's kernel, on a small model."""
+    with tempfile.TemporaryDirectory() as small:
+        write_family(Path(small) / "f", TINY, torch.bfloat16)
+        merger_of(Path(small) / "f", kernel="fused").materialize(recipe(Path(small) / "f", method))
 
 
 def memory(folder: Path) -> dict[str, Any]:
@@ -259,9 +159,7 @@ def memory(folder: Path) -> dict[str, Any]:
 
 def peak(folder: Path, method: str) -> None:
     """Print the peak memory of preparing and merging, the imported libraries not counted."""
-    with tempfile.TemporaryDirectory() as small:
-        write_family(Path(small) / "f", TINY, torch.bfloat16)
-        merger_of(Path(small) / "f", kernel="fused").materialize(recipe(Path(small) / "f", method))
+    compile_for(method)
     before = _status("VmRSS")
     merger = merger_of(folder, kernel="fused")
     merger.materialize(recipe(folder, method))
@@ -294,9 +192,10 @@ def tiny(rounds: int) -> dict[str, Any]:
             sizes = [sum(one.nbytes for one in merger.output.values()) for merger in mergers]
             for method in ("linear", "task_arithmetic", "ties", "dare_ties", "della"):
                 plans = [recipe(folder, method) for folder in folders]
-                source = torch.zeros(sizes[0] * (len(plans[0].inputs) + 1) // 2, dtype=torch.uint8)
-                target = torch.empty_like(source)
-                runs: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
+                half = torch.zeros(sizes[0] * (len(plans[0].inputs) + 1) // 2, dtype=torch.uint8)
+                runs: dict[str, Callable[[], object]] = {
+                    "copy": partial(torch.empty_like(half).copy_, half)
+                }
                 for name, merger, plan in zip(("merge", "wider"), mergers, plans, strict=True):
                     merger.materialize(plan)
                     runs[name] = lambda merger=merger, plan=plan: merger.materialize(plan)
@@ -314,24 +213,23 @@ def tiny(rounds: int) -> dict[str, Any]:
     return found
 
 
-def cuda(folder: Path, rounds: int) -> dict[str, Any]:
+def cuda(rounds: int) -> dict[str, Any]:
     """Do the same on a GPU, stream from host memory, and compare the results with the CPU's."""
-    small = folder.parent / "small"
-    large = folder.parent / "seven_b"
-    write_family(large, SEVEN_B, torch.bfloat16, "cuda")
-    found: dict[str, Any] = {"device": bandwidth(large, rounds, device="cuda", memory="device")}
+    folder = Path("seven_b")  # a name: nothing is written
+    models = loaded(folder, SEVEN_B, "cuda")
+    options: dict[str, Any] = {"device": "cuda", "kernel": "fused"}
+    found: dict[str, Any] = {}
+    found["device"] = bandwidth(Merger(models, memory="device", **options), folder, rounds)
     torch.cuda.empty_cache()
-    found["host"] = streamed(large, rounds)
-    write_family(small, {**LLAMA, "layers": 2}, torch.bfloat16)
+    found["host"] = streamed(Merger(models, memory="host", **options), folder, rounds)
+    models = loaded(Path("small"), {**LLAMA, "layers": 2})
     worst: dict[str, int] = {}
     for method in TASK:
-        results = [
-            merger_of(small, device=device).materialize(recipe(small, method))
-            for device in ("cpu", "cuda")
-        ]
+        plan = recipe(Path("small"), method)
+        cpu, gpu = (Merger(models, device=one).materialize(plan) for one in ("cpu", "cuda"))
         worst[method] = max(
-            int((_ordered(one) - _ordered(results[1][name].cpu())).abs().max())
-            for name, one in results[0].items()
+            int((_ordered(one) - _ordered(gpu[name].cpu())).abs().max())
+            for name, one in cpu.items()
         )
     found["ulps between CPU and CUDA"] = worst
     rows = [[name, f"{ulps}"] for name, ulps in worst.items()]
@@ -339,9 +237,8 @@ def cuda(folder: Path, rounds: int) -> dict[str, Any]:
     return found
 
 
-def streamed(folder: Path, rounds: int) -> dict[str, float]:
+def streamed(merger: Merger, folder: Path, rounds: int) -> dict[str, float]:
     """Compare merging from host memory with copying the inputs over the link."""
-    merger = merger_of(folder, device="cuda", memory="host", kernel="fused")
     plan = recipe(folder, "ties")
     size = sum(one.nbytes for one in merger.output.values())
     part = torch.zeros(1 << 28, dtype=torch.uint8, pin_memory=True)
@@ -386,7 +283,7 @@ def main() -> None:
                       f"{sum(map(_count, shapes(LLAMA).values())) / 1e6:.0f} M parameters")  # fmt: skip
         found: dict[str, Any] = {}
         if "bandwidth" in chosen.part:
-            found["bandwidth"] = bandwidth(folder, chosen.rounds)
+            found["bandwidth"] = bandwidth(merger_of(folder, kernel="fused"), folder, chosen.rounds)
         if "mergekit" in chosen.part:
             found["mergekit"] = mergekit(folder, chosen.mergekit_rounds)
         if "prepare" in chosen.part:
@@ -397,7 +294,7 @@ def main() -> None:
         if "tiny" in chosen.part:
             found["tiny"] = tiny(chosen.rounds)
         if "cuda" in chosen.part and torch.cuda.is_available():
-            found["cuda"] = cuda(folder, chosen.rounds)
+            found["cuda"] = cuda(chosen.rounds)
         elif "cuda" in chosen.part:
             CONSOLE.print("No GPU here: the part `cuda` was left out.")
     if chosen.json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ __all__ = [
     "INDEX",
     "SINGLE",
     "Checkpoint",
+    "InMemory",
     "ModelRef",
     "TensorInfo",
     "locate",
@@ -47,6 +48,14 @@ _HEAD = "lm_head.weight"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 _HUB_PICKLED = ["pytorch_model*.bin", "adapter_model.bin"]  # where there are no safetensors
 _HUB_COPIES = ["*/*", "consolidated*"]  # the same weights in other formats
+_WHOLE = {
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?\Z")
 
 
@@ -149,6 +158,54 @@ class Checkpoint:
         """
         stored = StoredTensors({name: self.tensors[name] for name in names})
         return AdaptedTensors(self.adapter, stored) if self.adapter else stored
+
+
+@dataclass(frozen=True)
+class InMemory(Checkpoint):
+    """A model whose tensors are in memory already; see `of`."""
+
+    held: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        tensors: Mapping[str, torch.Tensor],
+        config: Mapping[str, Any] | None = None,
+    ) -> InMemory:
+        """Return a model that recipes call `name`; `tensors` may be a `state_dict()`.
+
+        `config` is what config.json would say. Raises CheckpointError for a dtype that no
+        checkpoint has.
+        """
+        infos = {
+            key: TensorInfo(tuple(one.shape), _code(key, one), Path(name))
+            for key, one in sorted(tensors.items())
+        }
+        return cls(ModelRef(name), Path(name), infos, None, tensors, config or {})
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration that the model was made with."""
+        return dict(self.settings)
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield tensors one by one, as they are."""
+        for name in names:
+            yield name, self.held[name].detach()
+
+    def map(self, names: Iterable[str]) -> Mapping[str, torch.Tensor]:
+        """Return tensors as they are, where they are."""
+        return {name: tensor.contiguous() for name, tensor in self.read(names)}
+
+
+def _code(name: str, tensor: torch.Tensor) -> str:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    codes = {long: short for short, long in FLOATING.items()} | _WHOLE
+    if kind not in codes:
+        raise CheckpointError(f"expected one of {', '.join(codes)} for {name}, got {kind}")
+    return codes[kind]
 
 
 def locate(ref: ModelRef, place: Place) -> Path:

@@ -232,9 +232,9 @@ def merge(
     """Write the merged model of a recipe as a Hugging Face folder."""
     from evomerge.merger.write import write_model
     from evomerge.models import best_device
-    from evomerge.recipe import load_recipe
+    from evomerge.slices import load_any_recipe
 
-    loaded = load_recipe(recipe)
+    loaded = load_any_recipe(recipe)
     with _bars() as bars:
         digest = write_model(
             loaded,
@@ -294,11 +294,15 @@ def list_() -> None:
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="study file or recipe")],
+    explain: Annotated[
+        bool, typer.Option("--explain", help="say which line of a recipe gives each tensor what")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Check a study or a recipe against the real checkpoints, loading no weights."""
-    from evomerge.study.view import check as run
+    from evomerge.study import view
 
-    _say(run(file))
+    _say(view.explained(file, as_json) if explain or as_json else view.check(file))
 
 
 def _version(value: bool) -> None:

@@ -10,25 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from evomerge import merge_methods
 from evomerge.checkpoints import ModelRef
 from evomerge.errors import Found, Place, RecipeError
-from evomerge.files import dump_yaml, load_yaml
+from evomerge.files import load_yaml
 from evomerge.merge_methods import Array, MergeMethod, Parameter
 from evomerge.module_groups import tensor_names_by_layer
-from evomerge.settings import Setting, parse_setting, plain, value_at
+from evomerge.recipe_fields import ModelEntry, as_yaml, check_count, parse_head, parse_models
+from evomerge.settings import ByName, Setting, plain, value_at
 
-DTYPES = ("float32", "bfloat16", "float16")
 KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype")
-_LATER = ("slices", "modules", "tokenizer_source", "tokenizer", "chat_template")
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """One input model of a recipe with the parameters of its own."""
-
-    model: ModelRef
-    parameters: Mapping[str, Setting]
 
 
 @dataclass(frozen=True)
@@ -67,6 +57,11 @@ class Recipe:
         return base + tuple(entry.model for entry in self.entries)
 
     @property
+    def settings(self) -> tuple[Mapping[str, Setting], ...]:
+        """All settings that the file has, by name."""
+        return (self.parameters, *(entry.parameters for entry in self.models))
+
+    @property
     def result_dtype(self) -> str | None:
         """The dtype of what is written; None keeps that of the first input."""
         return self.out_dtype or self.dtype
@@ -90,8 +85,7 @@ class Recipe:
 
     def to_yaml(self, comment: str = "") -> str:
         """Return the recipe as YAML text under a comment."""
-        head = "".join(f"# {line}\n" for line in comment.splitlines())
-        return head + dump_yaml(self.to_mapping())
+        return as_yaml(self.to_mapping(), comment)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -100,89 +94,30 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def parse_recipe(data: object, place: Place) -> Recipe:
-    """Check plain data to be a recipe; raises the place's error at the first mistake."""
-    if isinstance(data, dict):
-        for key in _LATER:
-            if key in data:
-                raise place.fail(f"no {key}", Found("one"), f"{key} is not supported yet")
-    top = place.mapping(data, KEYS)
-    if "merge_method" not in top:
-        raise place.fail("a merge_method", None)
-    name = top["merge_method"]
-    method = merge_methods.get(name, place / "merge_method")
-    base = (
-        ModelRef.parse(top["base_model"], place / "base_model")
-        if top.get("base_model") is not None
-        else None
-    )
-    if method.base == "required" and base is None:
-        raise place.fail(f"a base_model, which {name} needs", None)
+    """Check plain data to be a recipe; raises the place's error at the first mistake.
+
+    Recipes of slices or modules are those of `evomerge.slices`.
+    """
+    for key in ("slices", "modules"):
+        if isinstance(data, dict) and key in data:
+            hint = "only merge and check take slices and modules"
+            raise place.fail("a recipe of models", Found(key), hint)
+    head = parse_head(data, KEYS, place)
+    if head.method.base == "required" and head.base_model is None:
+        raise place.fail(f"a base_model, which {head.merge_method} needs", None)
+    models = parse_models(head.fields.get("models"), head.method, place / "models")
     recipe = Recipe(
-        merge_method=str(name),
-        method=method,
-        base_model=base,
-        models=_models(top.get("models"), method, base, place / "models"),
-        parameters=_parameters(top.get("parameters"), method, "global", place / "parameters"),
-        dtype=_dtype(top, "dtype", place),
-        out_dtype=_dtype(top, "out_dtype", place),
-    )
-    _check_complete(recipe, str(name), place)
+        head.merge_method, head.method, head.base_model, models, head.parameters, head.dtype,
+        head.out_dtype,
+    )  # fmt: skip
+    _check_complete(recipe, place)
     return recipe
 
 
-def _models(
-    data: object, method: MergeMethod, base: ModelRef | None, place: Place
-) -> tuple[ModelEntry, ...]:
-    if not isinstance(data, list) or not data:
-        raise place.fail("a list of models", data)
-    entries: list[ModelEntry] = []
-    for index, item in enumerate(data):
-        here = place[index]
-        fields = here.mapping(item, ("model", "parameters"))
-        ref = ModelRef.parse(fields.get("model"), here / "model")
-        if any(ref == earlier.model for earlier in entries):
-            raise (here / "model").fail("each model once", str(ref))
-        parameters = _parameters(fields.get("parameters"), method, "model", here / "parameters")
-        entries.append(ModelEntry(ref, parameters))
-    return tuple(entries)
-
-
-def _parameters(data: object, method: MergeMethod, scope: str, place: Place) -> dict[str, Setting]:
-    if data is None:
-        return {}
-    known = [
-        declared.name
-        for declared in method.parameters
-        if scope in (declared.scope, "global")  # a global value serves every model
-    ]
-    found: dict[str, Setting] = {}
-    for name, value in place.mapping(data).items():
-        if name not in known:
-            raise place.unknown(name, "parameter", known)
-        declared = method.parameter(name)
-        assert declared is not None
-        found[name] = parse_setting(value, declared, place / name)
-    return found
-
-
-def _dtype(top: Mapping[str, object], key: str, place: Place) -> str | None:
-    value = top.get(key)
-    if value is None:
-        return None
-    if value not in DTYPES:
-        raise (place / key).fail(f"one of {', '.join(DTYPES)}", value)
-    return str(value)
-
-
-def _check_complete(recipe: Recipe, name: str, place: Place) -> None:
-    method, entries = recipe.method, recipe.entries
+def _check_complete(recipe: Recipe, place: Place) -> None:
+    method, name, entries = recipe.method, recipe.merge_method, recipe.entries
     here = place / "models"
-    if len(entries) < method.minimum:
-        what = f"at least {method.minimum} model(s) beside the base for {name}"
-        raise here.fail(what, Found(str(len(entries))))
-    if method.maximum is not None and len(entries) > method.maximum:
-        what = f"at most {method.maximum} model(s) beside the base for {name}"
-        raise here.fail(what, Found(str(len(entries))))
+    check_count(method, name, len(entries), here)
     for declared in method.parameters:
         if declared.default is not None or declared.name in recipe.parameters:
             continue
@@ -198,9 +133,10 @@ def resolve(recipe: Recipe, tensors: Sequence[str]) -> dict[str, Array]:
     """Resolve every parameter for every tensor: arrays [T], or [M, T] for a model's parameters.
 
     `tensors` must be all tensors of the models, since a gradient's position is the layer's index
-    over the number of layers less one; tensors outside the layers take the first anchor. A model's
-    own setting is asked first, then the recipe's, then the default. Raises RecipeError where no
-    level yields a value for a parameter that has no default.
+    over the number of layers less one; tensors outside the layers take the first anchor, and a
+    single layer the last, as in mergekit. A model's own setting is asked first, then the recipe's,
+    then the default. Raises RecipeError where no level yields a value for a parameter that has no
+    default.
     """
     depth = depths(tensors)
     found: dict[str, Array] = {}
@@ -230,15 +166,20 @@ def _depths(tensors: tuple[str, ...]) -> Array:
         if where:
             last[where[0]] = max(last.get(where[0], 0), where[1])
     return np.array(
-        [where[1] / max(1, last[where[0]]) if where else 0.0 for where in layers.values()]
+        [depth_of(where[1], last[where[0]] + 1) if where else 0.0 for where in layers.values()]
     )
+
+
+def depth_of(layer: int, layers: int) -> float:
+    """Return a layer's position among `layers`, in [0, 1]; a single one is at the end."""
+    return layer / (layers - 1) if layers > 1 else 1.0
 
 
 def _column(
     declared: Parameter, levels: Sequence[Setting | None], tensors: Sequence[str], depth: Array
 ) -> Array:
     present = [level for level in levels if level is not None]
-    if present and not isinstance(present[0], tuple):
+    if present and not isinstance(present[0], (tuple, ByName)):
         return np.full(len(tensors), float(present[0]))
     column = np.empty(len(tensors))
     for index, name in enumerate(tensors):
@@ -248,11 +189,16 @@ def _column(
             if value is not None:
                 break
         if value is None:
-            if declared.default is None:
-                raise RecipeError(
-                    f"expected a value of {declared.name} for every tensor, got none for {name}; "
-                    "add a last entry without a filter"
-                )
-            value = float(declared.default)
+            value = default_of(declared, name)
         column[index] = value
     return column
+
+
+def default_of(declared: Parameter, name: str) -> float:
+    """Return a parameter's default; raises RecipeError, naming the tensor, where it has none."""
+    if declared.default is None:
+        raise RecipeError(
+            f"expected a value of {declared.name} for every tensor, got none for {name}; "
+            "add a last entry without a filter"
+        )
+    return float(declared.default)

@@ -25,7 +25,14 @@ class Conditional:
     value: Scalar | Gradient
 
 
-Setting = Scalar | Gradient | tuple[Conditional, ...]
+@dataclass(frozen=True)
+class ByName:
+    """Values that are resolved already, by the tensor's name; no file has them."""
+
+    values: Mapping[str, float]
+
+
+Setting = Scalar | Gradient | tuple[Conditional, ...] | ByName
 
 
 def parse_setting(value: object, declared: Parameter, place: Place) -> Setting:
@@ -84,6 +91,8 @@ def plain(parameters: Mapping[str, Setting]) -> dict[str, Any]:
 
 
 def _plain(setting: Setting) -> Any:
+    if isinstance(setting, ByName):
+        return dict(setting.values)
     if not isinstance(setting, tuple):
         return setting
     return [
@@ -99,13 +108,15 @@ def value_at(setting: Setting, name: str, depth: float) -> float | None:
 
     None where no filter is part of the name. Truth values are not interpolated.
     """
+    if isinstance(setting, ByName):
+        return setting.values[name]
     if not isinstance(setting, tuple):
         return float(setting)
     found: list[Scalar] = []
     for item in setting:
         if not isinstance(item, Conditional):
             found.append(item)
-        elif item.filter in (None, "*") or str(item.filter) in name:
+        elif _selects(item, name):
             return value_at(item.value, name, depth)
     if not found:
         return None
@@ -115,3 +126,24 @@ def value_at(setting: Setting, name: str, depth: float) -> float | None:
         return float(found[left])
     right = min(len(found) - 1, left + 1)
     return (1 - (scaled - left)) * found[left] + (scaled - left) * found[right]
+
+
+def line_at(setting: Setting, name: str, depth: float) -> str:
+    """Return in words which line of a setting gives the tensor `name` its value.
+
+    `[1] (filter mlp)` is its second entry, nothing is a single value; a gradient adds where on it
+    the tensor is.
+    """
+    where, notes, value = "", [], setting
+    for index, item in enumerate(setting if isinstance(setting, tuple) else ()):
+        if isinstance(item, Conditional) and _selects(item, name):
+            where, value = f"[{index}]", item.value
+            notes = [] if item.filter in (None, "*") else [f"filter {item.filter}"]
+            break
+    if isinstance(value, tuple) and len(value) > 1:
+        notes.append(f"gradient at {depth:.3g}")
+    return f"{where} ({', '.join(notes)})" if notes else where
+
+
+def _selects(item: Conditional, name: str) -> bool:
+    return item.filter in (None, "*") or str(item.filter) in name

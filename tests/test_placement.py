@@ -76,6 +76,17 @@ class TestModules:
             "text_config": {"num_hidden_layers": 4, "layer_types": ["y", "x", "y", "x"]}
         }
 
+    def test_the_longest_name_counts(self, folder: Path) -> None:
+        whole = {name: {"models": [{"model": str(folder / name)}]} for name in ("one", "two")}
+        modules = {"language_model": whole["two"], "language_model.layers": whole["one"],
+                   "default": whole["one"]}  # fmt: skip
+        parts = parts_of(self.data(folder, **modules))
+        first = {name: Path(part.checkpoints[0].ref.path).name
+                 for part in parts for name in part.names}  # fmt: skip
+        assert {name for name, model in first.items() if model == "two"} == {
+            "language_model.embed_tokens.weight", "language_model.norm.weight",
+        }  # fmt: skip
+
     def test_the_parts_of_a_vision_stack(self, folder: Path) -> None:
         layers = passthrough(folder, ("two", 0, 2), ("one", 1, 2))["slices"]
         rest = {"models": [{"model": str(folder / "one")}]}

@@ -72,6 +72,21 @@ class TestParse:
         assert recipe.to_yaml("one\ntwo").startswith("# one\n# two\nmerge_method: ties\n")
         assert yaml.safe_load(recipe.to_yaml()) == TIES
 
+    def test_references_as_mappings(self) -> None:
+        model = {"path": "org/a", "revision": "v1"}
+        adapter = ModelRef("org/lora", "v2")
+        for value, ref in (
+            ({"model": model}, ModelRef("org/a", "v1")),
+            ({"model": "org/a@v1", "lora": "org/lora@v2"}, ModelRef("org/a", "v1", adapter)),
+            (
+                {"model": model, "lora": {"path": "org/lora", "revision": "v2"}},
+                ModelRef("org/a", "v1", adapter),
+            ),
+        ):
+            recipe = parse_recipe(changed(["models", 0, "model"], value), PLACE)
+            assert recipe.models[0].model == ref
+            assert recipe.to_mapping()["models"][0]["model"] == str(ref)
+
     def test_the_base_among_the_models_is_not_merged(self) -> None:
         data = changed(["models"], [{"model": "org/base"}, *TIES["models"]])
         recipe = parse_recipe(data, PLACE)
@@ -147,7 +162,13 @@ class TestParse:
              "expected one of float32, bfloat16, float16, got 'float8' at dtype"),
             (["out_dtype"], ["float32"], "expected one of float32"),
             (["slices"], [],
-             "expected no slices, got one at the top of ties.yaml; slices is not supported"),
+             "expected a recipe of models, got slices at the top of ties.yaml; only merge and"),
+            (["base_model"], {"model": {"path": "x", "revison": "y"}},
+             "unknown key 'revison' at base_model.model in ties.yaml; did you mean 'revision'?"),
+            (["base_model"], {"model": {"path": 3}}, "expected a text, got 3 at base_model.model"),
+            (["base_model"], {"lora": "x"}, "expected a model: a folder or a Hub id"),
+            (["base_model"], {"model": "a+b", "lora": "c"},
+             "expected a model without an adapter, got 'a+b' at base_model.model"),
             (["tokenizer"], {}, "tokenizer is not supported yet"),
         ],
     )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from evomerge.errors import RecipeError
 from evomerge.recipe import parse_recipe, resolve
-from evomerge.settings import parse_setting, value_at
+from evomerge.settings import ByName, line_at, parse_setting, plain, value_at
 from tests.test_recipe import NAMES, PLACE, TIES, changed
 
 
@@ -34,9 +34,10 @@ def test_outside_the_layers_the_first_anchor_counts() -> None:
 
 
 def test_one_anchor_and_one_layer() -> None:
+    """A single layer is at the end of a gradient, as in mergekit."""
     assert set(column([0.7]).values()) == {0.7}
     names = ["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
-    assert column([0.1, 0.9], names) == dict.fromkeys(names, 0.1)
+    assert column([0.1, 0.9], names) == dict(zip(names, [0.9, 0.1], strict=True))
 
 
 def test_every_stack_of_layers_has_its_own_depth() -> None:
@@ -75,7 +76,7 @@ def test_a_tensor_without_a_value() -> None:
 
 def test_defaults() -> None:
     tables = resolve(parse_recipe(TIES, PLACE), NAMES)
-    assert set(tables) == {"weight", "density", "normalize", "rescale", "lambda", "int8_mask"}
+    assert {"weight", "density", "normalize", "rescale", "lambda", "int8_mask"} <= set(tables)
     assert tables["rescale"].tolist() == [0.0] * len(NAMES)
     assert tables["density"].shape == (2, len(NAMES))
     assert set(tables["density"][1].tolist()) == {0.4}
@@ -94,3 +95,26 @@ def test_the_ends_of_a_gradient_are_exact() -> None:
     assert declared
     setting = parse_setting([0.1, 0.7, 0.3], declared, PLACE)
     assert [value_at(setting, "x", depth) for depth in (0.0, 0.5, 1.0)] == [0.1, 0.7, 0.3]
+
+
+def test_the_line_of_a_value() -> None:
+    declared = parse_recipe(TIES, PLACE).method.parameter("weight")
+    assert declared
+
+    def line(value: Any, name: str = "layers.1.mlp.up") -> str:
+        return line_at(parse_setting(value, declared, PLACE), name, 0.25)
+
+    assert line(1) == line([1]) == ""
+    assert line([1, 2, 3]) == " (gradient at 0.25)"
+    assert line({"value": 1}) == line([{"filter": "*", "value": 1}]) == "[0]"
+    both = [{"filter": "attn", "value": 1}, {"filter": "mlp", "value": [1, 2]}, {"value": 3}]
+    assert line(both) == "[1] (filter mlp, gradient at 0.25)"
+    assert line(both, "norm") == "[2]"
+
+
+def test_resolved_values_are_taken_by_name() -> None:
+    found = column(None, ["a", "b"], shared=0)
+    assert found == {"a": 0, "b": 0}
+    setting = ByName({"a": 0.5, "ab": 2.0})
+    assert [value_at(setting, name, 0.0) for name in ("a", "ab")] == [0.5, 2.0]
+    assert plain({"weight": setting}) == {"weight": {"a": 0.5, "ab": 2.0}}

@@ -102,7 +102,8 @@ def rank_bits(
             chance = random.fraction(stream.numbers(*index, source.device, "/ranks"))
             found = _above(rows.mT, ties.mT, chance.view(rows.shape).mT).mT
             bits[start : start + len(x)] = found.reshape(-1).cpu()
-    words: npt.NDArray[np.int32] = packed(bits.view(-1, WIDTH)).numpy()
+    parts = [packed(part) for part in torch.split(bits.view(-1, WIDTH), CHUNK // WIDTH)]
+    words: npt.NDArray[np.int32] = torch.cat(parts).numpy()
     return words
 
 

@@ -26,6 +26,14 @@ _EAGER_ROWS = 64  # rows a time for each thread: temporaries of 256 KiB stay in 
 _EAGER_ROWS_CUDA = 1 << 14  # fewer, larger launches
 _WORTH_COMPILING = 10_000_000  # elements; below, compiling costs more than a whole study saves
 WORDS = WIDTH // 32  # of a row of bits
+_EVERYTHING = 1 << 30
+_OPTIONS: dict[str, Any] = {
+    "assert_indirect_indexing": False,  # the table is ours: its rows are where they should be
+    # One loop from the inputs to the output: nothing in between is worth a trip to memory.
+    "realize_reads_threshold": _EVERYTHING,
+    "realize_opcount_threshold": _EVERYTHING,
+    "max_fusion_size": _EVERYTHING,
+}
 
 Spans = tuple[tuple[str, int, int], ...]  # name, first column, number of columns
 Run = Callable[..., None]
@@ -148,8 +156,7 @@ def _compiled(
     name = f"{kernel.__module__.rpartition('.')[2]}_of_{len(dtypes) - 1}"
     code = run.__code__.replace(co_name=name)
     own = types.FunctionType(code, run.__globals__, closure=run.__closure__)
-    # The table is ours: no need to check where its rows are.
-    compiled: Run = torch.compile(own, options={"assert_indirect_indexing": False})
+    compiled: Run = torch.compile(own, options=_OPTIONS)
     return compiled
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from evomerge.assembly import Part, assemble
 from evomerge.checkpoints import (
     FLOATING,
     INDEX,
@@ -18,9 +20,11 @@ from evomerge.checkpoints import (
 from evomerge.compatibility import check_alike, differences
 from evomerge.errors import CheckpointError, Place
 from evomerge.files import whole_folder, write_json, write_text
+from evomerge.layer_config import assembled_config
 from evomerge.merger import Merger, Progress, tensor_digest, weights_digest
 from evomerge.merger.shards import Entry, distribute, write_shard
 from evomerge.recipe import Recipe, resolve
+from evomerge.slices import SlicedRecipe
 
 SHARD_BYTES = 4 * 10**9
 _CARRIED = (  # of the donor: what from_pretrained reads beside config and weights
@@ -42,7 +46,7 @@ _CARRIED = (  # of the donor: what from_pretrained reads beside config and weigh
 
 
 def write_model(
-    recipe: Recipe,
+    recipe: Recipe | SlicedRecipe,
     out_dir: Path,
     source: str,
     *,
@@ -60,14 +64,14 @@ def write_model(
     place = Place(source, CheckpointError)
     donor, *others = list(dict.fromkeys([recipe.donor, *recipe.inputs]))
     opened = [open_checkpoint(ref, place) for ref in (donor, *others)]
-    names = check_alike(opened)
-    for difference in differences(opened):
-        note(difference)
-    resolve(recipe, [name for name in names if opened[0].tensors[name].floating])
-    shards = distribute(_entries(opened[0], names, recipe.result_dtype), shard_bytes)
+    parts, config = _parts(recipe, opened)
+    for sentence in dict.fromkeys(one for part in parts for one in differences(part.checkpoints)):
+        note(sentence)
+    entries = [entry for part in parts for entry in _entries(part, recipe.result_dtype)]
+    shards = distribute(entries, shard_bytes)
     with whole_folder(out_dir, CheckpointError) as folder:
-        digest = _write_shards(recipe, opened, shards, folder, device, progress)
-        _write_config(opened[0], recipe.result_dtype, folder)
+        digest = _write_shards(parts, shards, folder, device, progress)
+        _write_config(config, recipe.result_dtype, folder)
         for name in _CARRIED:
             if (opened[0].folder / name).is_file():
                 shutil.copyfile(opened[0].folder / name, folder / name)
@@ -75,10 +79,21 @@ def write_model(
     return digest
 
 
-def _entries(checkpoint: Checkpoint, names: Sequence[str], dtype: str | None) -> list[Entry]:
-    """Return what the headers of the merged model say of its tensors."""
+def _parts(
+    recipe: Recipe | SlicedRecipe, opened: Sequence[Checkpoint]
+) -> tuple[list[Part], dict[str, Any]]:
+    """Return the merges to make, whose settings all resolve, and the result's configuration."""
+    if isinstance(recipe, SlicedRecipe):
+        return assemble(recipe, opened), assembled_config(recipe, opened)
+    names = check_alike(opened)
+    resolve(recipe, [name for name in names if opened[0].tensors[name].floating])
+    return [Part(recipe, tuple(opened), names)], opened[0].config
+
+
+def _entries(part: Part, dtype: str | None) -> list[Entry]:
+    """Return what the headers of the merged model say of a part's tensors, in order."""
     codes = {name: code for code, name in FLOATING.items()}
-    infos = {name: checkpoint.tensors[name] for name in names}
+    infos = {name: part.checkpoints[0].tensors[name] for name in sorted(part.names)}
     return [
         Entry(name, codes[dtype] if dtype and info.floating else info.dtype, info.shape)
         for name, info in infos.items()
@@ -86,24 +101,21 @@ def _entries(checkpoint: Checkpoint, names: Sequence[str], dtype: str | None) ->
 
 
 def _write_shards(
-    recipe: Recipe,
-    opened: Sequence[Checkpoint],
+    parts: Sequence[Part],
     shards: Sequence[Sequence[Entry]],
     folder: Path,
     device: torch.device,
     progress: Progress,
 ) -> str:
-    merger = Merger(
-        opened, result_dtype=recipe.result_dtype, device=device, memory="disk", progress=progress
-    )
     digests: dict[str, str] = {}
     total = sum(map(len, shards))
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in merger.stream(recipe):
-            progress("merging", len(digests), total)
-            digests[name] = tensor_digest(tensor)
-            yield name, tensor
+        for part in parts:
+            for name, tensor in _merged(part, device, progress):
+                progress("merging", len(digests), total)
+                digests[name] = tensor_digest(tensor)
+                yield name, tensor
 
     stream = tensors()
     for number, entries in enumerate(shards, start=1):
@@ -117,6 +129,25 @@ def _write_shards(
     if len(shards) > 1:
         _write_index(folder, shards)
     return weights_digest(digests)
+
+
+def _merged(
+    part: Part, device: torch.device, progress: Progress
+) -> Iterator[tuple[str, torch.Tensor]]:
+    try:
+        merger = Merger(
+            part.checkpoints,
+            result_dtype=part.recipe.result_dtype,
+            device=device,
+            memory="disk",
+            progress=progress,
+        )
+        yield from merger.stream(part.recipe)
+    except CheckpointError as problem:
+        if not part.renamed:
+            raise
+        hint = "its name in the model is in what evomerge check --explain says of the recipe"
+        raise CheckpointError(f"{problem} (as the result names it; {hint})") from None
 
 
 def _file(number: int, count: int) -> str:
@@ -134,15 +165,15 @@ def _write_index(folder: Path, shards: Sequence[Sequence[Entry]]) -> None:
     write_json(folder / INDEX, index)
 
 
-def _write_config(donor: Checkpoint, dtype: str | None, folder: Path) -> None:
-    config = dict(donor.config)
+def _write_config(config: Mapping[str, Any], dtype: str | None, folder: Path) -> None:
+    config = dict(config)
     if dtype:
         key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
         config[key] = dtype
     write_json(folder / "config.json", config)
 
 
-def _model_card(recipe: Recipe, title: str) -> str:
+def _model_card(recipe: Recipe | SlicedRecipe, title: str) -> str:
     inputs = "\n".join(f"- `{ref}`" for ref in recipe.inputs)
     return (
         "---\nlibrary_name: transformers\ntags:\n- merge\n- evomerge\n---\n"

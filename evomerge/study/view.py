@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evomerge.assembly import assemble
 from evomerge.checkpoints import Checkpoint, ModelRef, open_checkpoint
 from evomerge.compatibility import check_alike, differences
 from evomerge.errors import (
@@ -19,6 +21,7 @@ from evomerge.errors import (
     nearest,
 )
 from evomerge.evaluator import SPLITS, Split
+from evomerge.explain import as_data, as_lines, explain
 from evomerge.files import load_yaml
 from evomerge.fitness import (
     Fitness,
@@ -28,10 +31,12 @@ from evomerge.fitness import (
     mean_scores,
     normalized_accuracy,
 )
+from evomerge.layer_config import assembled_config
 from evomerge.merger import Progress
 from evomerge.merger.inputs import Memory
 from evomerge.recipe import Recipe, load_recipe, parse_recipe, resolve
 from evomerge.settings import Conditional
+from evomerge.slices import SlicedRecipe, load_any_recipe
 from evomerge.study.file import (
     CheckedStudy,
     bind_space,
@@ -43,7 +48,16 @@ from evomerge.study.finals import best_trials
 from evomerge.study.scorer import Scorer
 from evomerge.study.store import Store, command, studies
 
-__all__ = ["check", "evaluate", "exported", "status", "status_line", "stored_report", "studies"]
+__all__ = [
+    "check",
+    "evaluate",
+    "explained",
+    "exported",
+    "status",
+    "status_line",
+    "stored_report",
+    "studies",
+]
 
 
 def status(name: str, url: str | None) -> dict[str, Any]:
@@ -213,7 +227,7 @@ def _expert_scores(
     return [scorer.model(ref, split, exact=True) for ref in refs]
 
 
-def open_inputs(recipe: Recipe, source: str) -> list[Checkpoint]:
+def open_inputs(recipe: Recipe | SlicedRecipe, source: str) -> list[Checkpoint]:
     """Open all models of a recipe, its donor of configuration first."""
     place = Place(source, CheckpointError)
     refs = list(dict.fromkeys([recipe.donor, *recipe.inputs]))
@@ -226,18 +240,7 @@ def check(file: Path) -> str:
     if not isinstance(data, dict):
         raise Place(str(file), InputError).fail("a study or a recipe", Found("neither"))
     if "merge_method" in data:
-        recipe = load_recipe(file)
-        opened = open_inputs(recipe, str(file))
-        names = check_alike(opened)
-        resolve(recipe, names)
-        return "\n".join(
-            [
-                f"{file} is a {recipe.merge_method} recipe of {len(recipe.inputs)} models "
-                f"with {len(names)} tensors each",
-                *(f"note: {one}" for one in differences(opened)),
-                *_unmatched_filters(recipe, names),
-            ]
-        )
+        return _check_recipe(load_any_recipe(file), str(file))
     checked = check_study(load_study_file(file))
     items = sum(len(task.examples) for task in checked.tasks)
     return (
@@ -247,11 +250,37 @@ def check(file: Path) -> str:
     )
 
 
-def _unmatched_filters(recipe: Recipe, names: Sequence[str]) -> list[str]:
+def _check_recipe(recipe: Recipe | SlicedRecipe, file: str) -> str:
+    opened = open_inputs(recipe, file)
+    kind = f"{file} is a {recipe.merge_method} recipe of {len(recipe.inputs)} models"
+    if isinstance(recipe, SlicedRecipe):
+        parts = assemble(recipe, opened)
+        assembled_config(recipe, opened)
+        alike = list(dict.fromkeys(one for part in parts for one in differences(part.checkpoints)))
+        made = [name for part in parts for name in part.names]
+        names = [*made, *(name for checkpoint in opened for name in checkpoint.tensors)]
+        first = f"{kind} in {recipe.form} that makes {len(made)} tensors"
+    else:
+        names = list(check_alike(opened))
+        resolve(recipe, names)
+        alike = differences(opened)
+        first = f"{kind} with {len(names)} tensors each"
+    return "\n".join([first, *(f"note: {one}" for one in alike), *_unmatched(recipe, names)])
+
+
+def explained(file: Path, as_json: bool) -> str:
+    """Say of every tensor that a recipe writes how it is made, and which lines say so."""
+    data = load_yaml(file, InputError)
+    if not isinstance(data, dict) or "merge_method" not in data:
+        raise Place(str(file), InputError).fail("a recipe to explain", Found("none"))
+    recipe = load_any_recipe(file)
+    found = explain(recipe, open_inputs(recipe, str(file)))
+    return json.dumps(as_data(found), indent=2) if as_json else "\n".join(as_lines(found))
+
+
+def _unmatched(recipe: Recipe | SlicedRecipe, names: Sequence[str]) -> list[str]:
     """Return a note for every filter that selects no tensor, which is legal but seldom meant."""
-    settings = [*recipe.parameters.values()]
-    for entry in recipe.models:
-        settings += entry.parameters.values()
+    settings = [one for given in recipe.settings for one in given.values()]
     texts = {
         one.filter
         for setting in settings
