@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -193,9 +194,8 @@ def tiny(rounds: int) -> dict[str, Any]:
             for method in ("linear", "task_arithmetic", "ties", "dare_ties", "della"):
                 plans = [recipe(folder, method) for folder in folders]
                 half = torch.zeros(sizes[0] * (len(plans[0].inputs) + 1) // 2, dtype=torch.uint8)
-                runs: dict[str, Callable[[], object]] = {
-                    "copy": partial(torch.empty_like(half).copy_, half)
-                }
+                copied = torch.empty_like(half)
+                runs: dict[str, Callable[[], object]] = {"copy": partial(copied.copy_, half)}
                 for name, merger, plan in zip(("merge", "wider"), mergers, plans, strict=True):
                     merger.materialize(plan)
                     runs[name] = lambda merger=merger, plan=plan: merger.materialize(plan)
@@ -279,11 +279,13 @@ def main() -> None:
             return
         folder = Path(place) / "llama"
         write_family(folder, LLAMA, torch.bfloat16)
-        CONSOLE.print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, "
-                      f"{sum(map(_count, shapes(LLAMA).values())) / 1e6:.0f} M parameters")  # fmt: skip
+        million = sum(map(math.prod, shapes(LLAMA).values())) / 1e6
+        threads = torch.get_num_threads()
+        CONSOLE.print(f"{threads} threads, torch {torch.__version__}, {million:.0f} M parameters")
         found: dict[str, Any] = {}
         if "bandwidth" in chosen.part:
-            found["bandwidth"] = bandwidth(merger_of(folder, kernel="fused"), folder, chosen.rounds)
+            merger = merger_of(folder, kernel="fused")
+            found["bandwidth"] = bandwidth(merger, folder, chosen.rounds)
         if "mergekit" in chosen.part:
             found["mergekit"] = mergekit(folder, chosen.mergekit_rounds)
         if "prepare" in chosen.part:
@@ -299,10 +301,6 @@ def main() -> None:
             CONSOLE.print("No GPU here: the part `cuda` was left out.")
     if chosen.json:
         chosen.json.write_text(json.dumps(found, indent=2) + "\n")
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
 
 
 if __name__ == "__main__":

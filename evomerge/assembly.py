@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evomerge.checkpoints import Checkpoint, ModelRef
-from evomerge.compatibility import _CONSTANTS as CONSTANTS
-from evomerge.compatibility import _HEAD as HEAD
-from evomerge.compatibility import check_alike
+from evomerge.checkpoints import HEAD, Checkpoint, ModelRef
+from evomerge.compatibility import CONSTANTS, check_alike
 from evomerge.errors import CheckpointError
 from evomerge.merge_methods import Parameter
 from evomerge.module_groups import tensor_names_by_layer

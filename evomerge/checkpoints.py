@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FLOATING",
+    "HEAD",
     "INDEX",
     "SINGLE",
     "Checkpoint",
@@ -44,7 +45,7 @@ __all__ = [
     "open_checkpoint",
 ]
 
-_HEAD = "lm_head.weight"
+HEAD = "lm_head.weight"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 _HUB_PICKLED = ["pytorch_model*.bin", "adapter_model.bin"]  # where there are no safetensors
 _HUB_COPIES = ["*/*", "consolidated*"]  # the same weights in other formats
@@ -272,7 +273,7 @@ def open_checkpoint(ref: ModelRef, place: Place) -> Checkpoint:
     if ref.adapter is None:
         return checkpoint
     tied = checkpoint.config.get("tie_word_embeddings")
-    tied = tied if isinstance(tied, bool) else _HEAD not in tensors
+    tied = tied if isinstance(tied, bool) else HEAD not in tensors
     adapter = open_adapter(locate(ref.adapter, place), checkpoint.tensors, tied)
     return Checkpoint(ref, folder, checkpoint.tensors, adapter)
 

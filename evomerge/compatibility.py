@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evomerge.checkpoints import Checkpoint
+from evomerge.checkpoints import HEAD, Checkpoint
 from evomerge.errors import CheckpointError
 from evomerge.module_groups import tensor_names_by_layer
 
-_HEAD = "lm_head.weight"
 # Buffers that older versions of transformers stored in the layers: the same in every model.
-_CONSTANTS = ("rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
+CONSTANTS = ("rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
 
 
 def check_alike(checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
@@ -24,7 +23,7 @@ def check_alike(checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
     first, *others = checkpoints
     for checkpoint in checkpoints:
         _refuse_quantized(checkpoint)
-    left_out = {_HEAD} if _heads_are_tied(checkpoints) else set()
+    left_out = {HEAD} if _heads_are_tied(checkpoints) else set()
     names = [name for name in first.tensors if name not in left_out]
     for other in others:
         shared = set(names) & set(other.tensors)
@@ -54,7 +53,7 @@ def differences(checkpoints: Sequence[Checkpoint]) -> list[str]:
         more = [
             name
             for name in sorted(set(other.tensors) - set(first.tensors))
-            if _merged(name, other) and name != _HEAD
+            if _merged(name, other) and name != HEAD
         ]
         if lacking:
             found.append(
@@ -70,7 +69,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _merged(name: str, checkpoint: Checkpoint) -> bool:
-    return checkpoint.tensors[name].floating and not name.endswith(_CONSTANTS)
+    return checkpoint.tensors[name].floating and not name.endswith(CONSTANTS)
 
 
 def _shapes_the_layers(name: str, checkpoint: Checkpoint) -> bool:
@@ -112,17 +111,17 @@ def _heads_are_tied(checkpoints: Sequence[Checkpoint]) -> bool:
     must be a tie, with one it is as in the others.
     """
     said: dict[bool, Checkpoint] = {}
-    if not any(_HEAD in checkpoint.tensors for checkpoint in checkpoints):
+    if not any(HEAD in checkpoint.tensors for checkpoint in checkpoints):
         return False
     for checkpoint in checkpoints:
         tied = checkpoint.config.get("tie_word_embeddings")
         if isinstance(tied, bool):
             said[tied] = checkpoint
-        elif _HEAD not in checkpoint.tensors:
+        elif HEAD not in checkpoint.tensors:
             said[True] = checkpoint
     if len(said) == 2:
         raise CheckpointError(
-            f"expected {_HEAD} tied to the embeddings in every model or in none, got a tie in "
+            f"expected {HEAD} tied to the embeddings in every model or in none, got a tie in "
             f"{said[True].ref} and none in {said[False].ref}; models to merge must share one "
             "architecture"
         )

@@ -10,14 +10,13 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from evomerge.checkpoints import Checkpoint, ModelRef
+from evomerge.checkpoints import HEAD, Checkpoint, ModelRef
 from evomerge.compatibility import check_alike
 from evomerge.errors import Found
 from evomerge.module_groups import group_of, tensor_names_by_layer
 from evomerge.recipe import depth_of, depths
 from evomerge.slices import DEFAULT, Module, Slice, SlicedRecipe, Source
 
-_HEAD = "lm_head.weight"
 # Besides embeddings, what precedes the layers of some encoders: ln_pre, patch_conv.
 _BEFORE = re.compile(r"(^|[._])pre([._]|$)|patch|conv|rotary")
 
@@ -40,7 +39,7 @@ def place_tensors(recipe: SlicedRecipe, opened: Sequence[Checkpoint]) -> dict[st
 
     Raises RecipeError where the checkpoints have no such modules or layers.
     """
-    left_out = {_HEAD} if head_is_tied(opened) else set()
+    left_out = {HEAD} if head_is_tied(opened) else set()
     _check_cover(recipe, opened[0], left_out)
     found: dict[str, Placed] = {}
     for module in recipe.modules:
@@ -92,8 +91,8 @@ def head_is_tied(opened: Sequence[Checkpoint]) -> bool:
     """Return whether the head is left to a tie; raises CheckpointError where models differ."""
     heads = []
     for checkpoint in opened:
-        info = checkpoint.tensors.get(_HEAD)
-        heads.append(replace(checkpoint, tensors={_HEAD: replace(info, shape=())} if info else {}))
+        info = checkpoint.tensors.get(HEAD)
+        heads.append(replace(checkpoint, tensors={HEAD: replace(info, shape=())} if info else {}))
     heads.sort(key=lambda one: not one.tensors)
     return bool(heads[0].tensors) and not check_alike(heads)
 
