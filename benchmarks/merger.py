@@ -44,7 +44,7 @@ def bandwidth(merger: Merger, folder: Path, rounds: int) -> dict[str, Any]:
     """Compare bytes over time with those of a copy: inputs read once, the output written once."""
     device = merger.device
     size = sum(one.nbytes for one in merger.output.values())
-    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     runs: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
     found: dict[str, Any] = {}
@@ -193,7 +193,7 @@ def tiny(rounds: int) -> dict[str, Any]:
             sizes = [sum(one.nbytes for one in merger.output.values()) for merger in mergers]
             for method in ("linear", "task_arithmetic", "ties", "dare_ties", "della"):
                 plans = [recipe(folder, method) for folder in folders]
-                half = torch.zeros(sizes[0] * (len(plans[0].inputs) + 1) // 2, dtype=torch.uint8)
+                half = torch.ones(sizes[0] * (len(plans[0].inputs) + 1) // 2, dtype=torch.uint8)
                 copied = torch.empty_like(half)
                 runs: dict[str, Callable[[], object]] = {"copy": partial(copied.copy_, half)}
                 for name, merger, plan in zip(("merge", "wider"), mergers, plans, strict=True):
@@ -241,7 +241,7 @@ def streamed(merger: Merger, folder: Path, rounds: int) -> dict[str, float]:
     """Compare merging from host memory with copying the inputs over the link."""
     plan = recipe(folder, "ties")
     size = sum(one.nbytes for one in merger.output.values())
-    part = torch.zeros(1 << 28, dtype=torch.uint8, pin_memory=True)
+    part = torch.ones(1 << 28, dtype=torch.uint8, pin_memory=True)
     target = torch.empty_like(part, device="cuda")
     runs = {
         "link": lambda: target.copy_(part, non_blocking=True),

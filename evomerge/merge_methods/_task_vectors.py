@@ -149,10 +149,11 @@ def dropped(
 
 def add_to(base: torch.Tensor, weighted: Sequence[torch.Tensor]) -> torch.Tensor:
     """Add up weighted task vectors first and the base last, so that no large terms cancel."""
-    return base + _sum(weighted)
+    return base + add_up(weighted)
 
 
-def _sum(terms: Sequence[torch.Tensor]) -> torch.Tensor:
+def add_up(terms: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the sum of tensors, in their order."""
     if len(terms) == 1:
         return terms[0]
     total = terms[0] + terms[1]
@@ -163,9 +164,9 @@ def _sum(terms: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def variance(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the population variance of each entry over the task vectors, in float32."""
-    mean = _sum(deltas) / len(deltas)
+    mean = add_up(deltas) / len(deltas)
     squares = [(delta - mean) * (delta - mean) for delta in deltas]
-    return _sum(squares) / len(deltas)
+    return add_up(squares) / len(deltas)
 
 
 def elect_and_merge(
@@ -176,15 +177,15 @@ def elect_and_merge(
     The elected sign is + where Σ D ≥ 0; only entries of that sign count, zeros never do. Inputs and
     result are float32 [rows, width]; `weighted` is overwritten.
     """
-    elected = _signs(_sum(weighted))
+    elected = signs(add_up(weighted))
     agreeing = [one.mul_(elected).relu_() for one in weighted]
     weights = columns.get("weight", ())
-    shares = [_where_positive(agreeing[i], weight) for i, weight in enumerate(weights)]
+    shares = [where_positive(agreeing[i], weight) for i, weight in enumerate(weights)]
     if "after" in columns:
         agreeing = [one.mul_(columns["after"][index]) for index, one in enumerate(agreeing)]
-    merged = _sum(agreeing)
+    merged = add_up(agreeing)
     if shares:
-        merged = merged / _usable(_sum(shares), columns)
+        merged = merged / _usable(add_up(shares), columns)
     return elected.mul_(merged).mul_(columns["lambda"][0]).add_(base)
 
 
@@ -194,13 +195,15 @@ def elect_and_merge(
 # costs eager PyTorch as much as the arithmetic.
 
 
-def _signs(votes: torch.Tensor) -> torch.Tensor:
+def signs(votes: torch.Tensor) -> torch.Tensor:
+    """Return 1 where a number is at least 0, and −1 elsewhere."""
     if is_compiling():
         return torch.where(votes >= 0.0, 1.0, -1.0)
     return votes.clone().ge_(0.0).mul_(2.0).sub_(1.0)
 
 
-def _where_positive(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def where_positive(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return a value where a number is positive, and 0 elsewhere."""
     if is_compiling():
         return torch.where(x > 0.0, value, 0.0)
     return x.clone().gt_(0.0).mul_(value)

@@ -8,7 +8,13 @@ import numpy as np
 import torch
 
 from evomerge.merge_methods import Array, Columns, MergeMethod, Parameter, Settings
-from evomerge.merge_methods._task_vectors import INT8_MASK, variance
+from evomerge.merge_methods._task_vectors import (
+    INT8_MASK,
+    add_up,
+    signs,
+    variance,
+    where_positive,
+)
 
 _LEAST = 1e-6  # of the summed energy, below which all weigh the same, and of a divisor
 
@@ -32,18 +38,12 @@ def kernel(
     assert base is not None
     deltas = [model - base for model in models]
     selected = variance(deltas).ge_(columns["threshold"][0])
-    deltas = [delta * selected for delta in deltas]
-    total = deltas[0]
-    for delta in deltas[1:]:
-        total = total + delta
-    elected = torch.copysign(torch.ones_like(total), total)
-    merged = torch.zeros_like(base)
-    divisor = torch.zeros_like(base)
-    for index, delta in enumerate(deltas):
-        agreeing = (delta * elected).clamp_(min=0.0)
-        merged = merged + agreeing * columns["weight"][index]
-        divisor = divisor + agreeing.sign_() * columns["weight"][index]
-    return base + elected * merged / divisor.clamp_(min=_LEAST)
+    elected = signs(add_up(deltas))  # what is not selected goes at the end
+    agreeing = [delta.mul_(elected).relu_() for delta in deltas]
+    weights = columns["weight"]
+    divisor = add_up([where_positive(agreeing[i], weights[i]) for i in range(len(deltas))])
+    merged = add_up([agreeing[i].mul_(weights[i]) for i in range(len(deltas))])
+    return base + elected * merged / divisor.clamp_(min=_LEAST) * selected
 
 
 METHOD = MergeMethod(

@@ -25,10 +25,10 @@ from evomerge.merger.materialize import (
     KernelChoice,
     choose_kernel,
     compiler_failed,
-    eager_rows,
+    rows_at_once,
     write_rows,
 )
-from evomerge.merger.measures import Source
+from evomerge.merger.measures import CHUNK, Source
 from evomerge.merger.plan import GroupPlan, Planner, Ranks
 from evomerge.merger.prepare import InputStatistics
 from evomerge.recipe import Recipe
@@ -209,8 +209,10 @@ class Merger:
             if wrong.any():
                 tensor = int(block.row_tensor[rows][wrong][0])
                 raise self._not_finite(plan, self._layout.groups[block.group].tensors[tensor])
+        if not plan.lines:
+            return
         for slot, _, _ in block.within(rows):
-            if slot.tensor in (plan.lines or {}):
+            if slot.tensor in plan.lines:
                 view = block.view(output, slot, rows.start)
                 if not self._write_lines(plan, slot.tensor, view):
                     raise self._not_finite(plan, slot.tensor)
@@ -220,7 +222,7 @@ class Merger:
         assert plan.table is not None
         finite = torch.empty(rows.stop - rows.start, dtype=torch.float32, device=self.device)
         ranks = [self._rank_words(number, which) for which in plan.ranks]
-        step = None if self._fused else eager_rows(self.device)
+        step = rows_at_once(self._fused, self.device)
         for part, inputs in self._inputs.pieces(number, plan.inputs, rows, step):
             here = slice(part.start - rows.start, part.stop - rows.start)
             write_rows(
@@ -282,7 +284,7 @@ class Merger:
 
 def _checked(tensor: torch.Tensor, name: str, checkpoint: Checkpoint) -> str:
     """Return a tensor's digest; raises CheckpointError where it is not finite."""
-    if not torch.isfinite(tensor).all():
+    if not all(torch.isfinite(part).all() for part in torch.split(tensor.reshape(-1), CHUNK)):
         raise _bad_input(name, checkpoint)
     return tensor_digest(tensor)
 

@@ -23,16 +23,12 @@ from evomerge.merger.layout import WIDTH
 
 KernelChoice = Literal["auto", "fused", "eager"]
 _EAGER_ROWS = 64  # rows a time for each thread: temporaries of 256 KiB stay in cache
+_FUSED_ROWS = 1 << 18  # bounds what a kernel of many models keeps between loops, 1 GiB each
 _EAGER_ROWS_CUDA = 1 << 14  # fewer, larger launches
 _WORTH_COMPILING = 10_000_000  # elements; below, compiling costs more than a whole study saves
 WORDS = WIDTH // 32  # of a row of bits
-_EVERYTHING = 1 << 30
 _OPTIONS: dict[str, Any] = {
-    "assert_indirect_indexing": False,  # the table is ours: its rows are where they should be
-    # One loop from the inputs to the output: nothing in between is worth a trip to memory.
-    "realize_reads_threshold": _EVERYTHING,
-    "realize_opcount_threshold": _EVERYTHING,
-    "max_fusion_size": _EVERYTHING,
+    "assert_indirect_indexing": False  # the table is ours: its rows are where they should be
 }
 
 Spans = tuple[tuple[str, int, int], ...]  # name, first column, number of columns
@@ -60,9 +56,11 @@ def compiler_failed(problem: Exception) -> bool:
     return isinstance(problem, TorchDynamoException)
 
 
-def eager_rows(device: torch.device) -> int:
-    """Return how many rows to give the eager kernel at a time."""
-    return _EAGER_ROWS_CUDA if device.type == "cuda" else _EAGER_ROWS * torch.get_num_threads()
+def rows_at_once(fused: bool, device: torch.device) -> int | None:
+    """Return how many rows to give a kernel at a time, None for all."""
+    if device.type == "cuda":
+        return None if fused else _EAGER_ROWS_CUDA
+    return _FUSED_ROWS if fused else _EAGER_ROWS * torch.get_num_threads()
 
 
 @dataclass(frozen=True)
