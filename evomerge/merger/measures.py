@@ -13,7 +13,7 @@ from evomerge.merge_methods._task_vectors import variance
 from evomerge.merger.layout import WIDTH
 from evomerge.merger.order_statistics import ranked
 
-CHUNK = 1 << 20  # elements per step of a reduction
+CHUNK = 1 << 18  # elements per step of a reduction: what a core keeps in its cache
 _NO_MASS = 1e-7  # below this, a task vector is not rescaled
 
 
