@@ -56,6 +56,8 @@ def test_what_was_scored_is_what_you_get(family: Path, tmp_path: Path, space: st
     status = json.loads(run_cli("status", "s", "--json", cwd=tmp_path).stdout)
     best = status["best"]
     run_cli("export", "s", "--trial", best["trial"], "-o", "best.yaml", cwd=tmp_path)
+    text = (tmp_path / "best.yaml").read_text()
+    assert ("# mergekit ignores seed and gives another model." in text) == ("  seed:" in text)
     run_cli("merge", "best.yaml", "best", cwd=tmp_path)
     for what in ("best.yaml", "best"):
         scores = json.loads(run_cli("evaluate", what, study, "--json", cwd=tmp_path).stdout)

@@ -52,6 +52,7 @@ class Parameter:
     high: float = np.inf
     low_open: bool = False
     search: tuple[float, float] | None = None
+    own: bool = False  # mergekit has no such key and ignores it
 
     @property
     def bounds(self) -> str:

@@ -38,11 +38,13 @@ EPSILON = Parameter(
     "epsilon", "model", "float", 0.15, "by how much the density varies with an entry's rank",
     low=0.0, high=0.5,
 )  # fmt: skip
-SEED = Parameter("seed", "global", "int", 0, "seed of the random masks", low=0, high=2**32 - 1)
+SEED = Parameter(
+    "seed", "global", "int", 0, "seed of the random masks", low=0, high=2**32 - 1, own=True
+)
 RESCALE_BY_DENSITY = Parameter(
     "rescale_by_density", "global", "bool", False,
-    "rescale by 1/density, as the paper does, instead of by the L1 norm; mergekit has no such key",
-)  # fmt: skip
+    "rescale by 1/density, as the paper does, instead of by the L1 norm", own=True,
+)  # fmt: skip  # fmt: skip
 
 
 def normalize(default: bool) -> Parameter:

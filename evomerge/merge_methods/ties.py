@@ -66,11 +66,11 @@ METHOD = MergeMethod(
         INT8_MASK,
         Parameter(
             "trim_whole_model", "global", "bool", False,
-            "one threshold per model instead of one per tensor; mergekit has no such key",
+            "one threshold per model instead of one per tensor", own=True,
         ),
         Parameter(
             "elect_unweighted", "global", "bool", False,
-            "elect signs before weighing; mergekit has no such key",
+            "elect signs before weighing", own=True,
         ),
     ),
     base="required",

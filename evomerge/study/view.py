@@ -109,7 +109,13 @@ def exported(name: str, url: str | None, trial: int | None) -> str:
     """
     store = Store.open(name, url)
     recipe, what = _chosen_recipe(store, name, trial)
-    return recipe.to_yaml(f"Study {name}: {what}.\nMerge with: evomerge merge THIS_FILE OUT_DIR")
+    lines = [f"Study {name}: {what}.", "Merge with: evomerge merge THIS_FILE OUT_DIR"]
+    own = [
+        one.name for one in recipe.method.parameters if one.own and one.name in recipe.parameters
+    ]
+    if own:
+        lines.append(f"mergekit ignores {', '.join(own)} and gives another model.")
+    return recipe.to_yaml("\n".join(lines))
 
 
 def _chosen_recipe(store: Store, name: str, trial: int | None) -> tuple[Recipe, str]:

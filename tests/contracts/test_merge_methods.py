@@ -211,3 +211,17 @@ def test_one_model_is_enough_where_the_method_says_so(name: str, family: Path) -
     data = recipe(family, name)
     data["models"] = data["models"][: method_of(name).minimum]
     assert all(np.isfinite(tensor.numpy()).all() for tensor in merged(data).values())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_names_and_defaults_are_those_of_mergekit(name: str) -> None:
+    from mergekit import merge_methods as theirs
+
+    theirs_by_name = {one.name: one.default for one in theirs.get(name).spec.parameters}
+    ignored = {"density", "rescale"} if name == "task_arithmetic" else set()  # without effect there
+    ours = {one.name: one.default for one in method_of(name).parameters if not one.own}
+    assert set(ours) == set(theirs_by_name) - ignored
+    for key, default in ours.items():
+        if default is not None and theirs_by_name[key] is not None:
+            assert default == theirs_by_name[key], key
+    assert not {one.name for one in method_of(name).parameters if one.own} & set(theirs_by_name)
