@@ -181,6 +181,8 @@ def _column(
     present = [level for level in levels if level is not None]
     if present and not isinstance(present[0], (tuple, ByName)):
         return np.full(len(tensors), float(present[0]))
+    if not present and len(tensors):
+        return np.full(len(tensors), default_of(declared, tensors[0]))
     column = np.empty(len(tensors))
     for index, name in enumerate(tensors):
         value: float | None = None
