@@ -28,8 +28,7 @@ class Architecture:
     @property
     def layers(self) -> int:
         """Number of layers of the longest stack; 1 where there are none."""
-        found = [where[1] + 1 for where in tensor_names_by_layer(self.tensors).values() if where]
-        return max(found, default=1)
+        return max(stacks(self.tensors).values(), default=1)
 
     def groups(self, over: Sequence[str], place: Place) -> dict[str, list[str]]:
         """Return the tensors of each named group, groups without tensors left out.
@@ -67,6 +66,15 @@ def tensor_names_by_layer(names: Iterable[str]) -> dict[str, tuple[str, int] | N
     for name in names:
         match = re.match(r"(.*?)\.(\d+)\.", name)
         found[name] = (match[1], int(match[2])) if match else None
+    return found
+
+
+def stacks(names: Iterable[str]) -> dict[str, int]:
+    """Return the number of layers of each stack."""
+    found: dict[str, int] = {}
+    for where in tensor_names_by_layer(names).values():
+        if where:
+            found[where[0]] = max(found.get(where[0], 0), where[1] + 1)
     return found
 
 

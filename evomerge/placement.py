@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from evomerge.checkpoints import HEAD, Checkpoint, ModelRef
 from evomerge.compatibility import check_alike
 from evomerge.errors import Found
-from evomerge.module_groups import group_of, tensor_names_by_layer
+from evomerge.module_groups import group_of, stacks, tensor_names_by_layer
 from evomerge.recipe import depth_of, depths
 from evomerge.slices import DEFAULT, Module, Slice, SlicedRecipe, Source
 
@@ -59,15 +59,6 @@ def models_of(recipe: SlicedRecipe, one: Slice) -> tuple[ModelRef, ...]:
     base = recipe.base_of(one)
     listed = [source.model for source in one.sources]
     return tuple(dict.fromkeys(listed if base is None else [base, *listed]))
-
-
-def stacks(names: Iterable[str]) -> dict[str, int]:
-    """Return the number of layers of each stack."""
-    found: dict[str, int] = {}
-    for where in tensor_names_by_layer(names).values():
-        if where:
-            found[where[0]] = max(found.get(where[0], 0), where[1] + 1)
-    return found
 
 
 def sliced_stack(recipe: SlicedRecipe, module: Module, checkpoint: Checkpoint) -> tuple[str, int]:

@@ -14,7 +14,7 @@ from evomerge.checkpoints import ModelRef
 from evomerge.errors import Found, Place, RecipeError
 from evomerge.files import load_yaml
 from evomerge.merge_methods import Array, MergeMethod, Parameter
-from evomerge.module_groups import tensor_names_by_layer
+from evomerge.module_groups import stacks, tensor_names_by_layer
 from evomerge.recipe_fields import ModelEntry, as_yaml, check_count, parse_head, parse_models
 from evomerge.settings import ByName, Setting, plain, value_at
 
@@ -160,14 +160,9 @@ def depths(tensors: Sequence[str]) -> Array:
 
 @functools.lru_cache(maxsize=8)
 def _depths(tensors: tuple[str, ...]) -> Array:
-    layers = tensor_names_by_layer(tensors)
-    last: dict[str, int] = {}
-    for where in layers.values():
-        if where:
-            last[where[0]] = max(last.get(where[0], 0), where[1])
-    return np.array(
-        [depth_of(where[1], last[where[0]] + 1) if where else 0.0 for where in layers.values()]
-    )
+    counts = stacks(tensors)
+    places = tensor_names_by_layer(tensors).values()
+    return np.array([depth_of(where[1], counts[where[0]]) if where else 0.0 for where in places])
 
 
 def depth_of(layer: int, layers: int) -> float:

@@ -138,7 +138,29 @@ def within_band(delta: torch.Tensor, columns: Columns, index: int) -> torch.Tens
     return delta * large.mul_(magnitude.le_(columns["largest"][index]))
 
 
-def dropped(
+def drop_and_sum(
+    base: torch.Tensor | None,
+    models: Sequence[torch.Tensor],
+    columns: Columns,
+    kept: Callable[[int], torch.Tensor],
+) -> torch.Tensor:
+    """Keep entries by the random masks, and add up what is kept: a kernel."""
+    assert base is not None
+    return add_to(base, _dropped(base, models, columns, kept))
+
+
+def drop_and_elect(
+    base: torch.Tensor | None,
+    models: Sequence[torch.Tensor],
+    columns: Columns,
+    kept: Callable[[int], torch.Tensor],
+) -> torch.Tensor:
+    """Keep entries by the random masks, then merge by sign consensus: a kernel."""
+    assert base is not None
+    return elect_and_merge(base, _dropped(base, models, columns, kept), columns)
+
+
+def _dropped(
     base: torch.Tensor,
     models: Sequence[torch.Tensor],
     columns: Columns,

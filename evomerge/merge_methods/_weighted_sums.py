@@ -1,6 +1,7 @@
 """What the methods share that end as a weighted sum of models or of task vectors.
 
-Their plans take lengths and angles from Gram matrices; the kernel is the same for all.
+The kernel is the same for all; where a plan needs lengths and angles, it takes them from Gram
+matrices.
 """
 
 from __future__ import annotations

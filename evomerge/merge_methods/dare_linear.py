@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
-
-from evomerge.merge_methods import Array, Columns, MergeMethod, Settings
+from evomerge.merge_methods import Array, MergeMethod, Settings
 from evomerge.merge_methods._task_vectors import (
     DENSITY,
     INT8_MASK,
@@ -14,9 +10,8 @@ from evomerge.merge_methods._task_vectors import (
     RESCALE_BY_DENSITY,
     SEED,
     WEIGHT,
-    add_to,
     bernoulli_gain,
-    dropped,
+    drop_and_sum,
     normalize,
     rescale,
     summed_columns,
@@ -26,17 +21,6 @@ from evomerge.merge_methods._task_vectors import (
 def plan(settings: Settings) -> dict[str, Array]:
     """Fold the rescaling, λ and the divisor into one factor per model."""
     return {**summed_columns(settings, bernoulli_gain(settings)), "density": settings["density"]}
-
-
-def kernel(
-    base: torch.Tensor | None,
-    models: Sequence[torch.Tensor],
-    columns: Columns,
-    kept: Callable[[int], torch.Tensor],
-) -> torch.Tensor:
-    """Keep entries by the random masks, and add up what is kept."""
-    assert base is not None
-    return add_to(base, dropped(base, models, columns, kept))
 
 
 METHOD = MergeMethod(
@@ -58,6 +42,6 @@ METHOD = MergeMethod(
     ),
     base="required",
     plan=plan,
-    kernel=kernel,
+    kernel=drop_and_sum,
     probabilities=("density",),
 )

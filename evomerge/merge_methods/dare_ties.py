@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
-
-from evomerge.merge_methods import Array, Columns, MergeMethod, Settings
+from evomerge.merge_methods import Array, MergeMethod, Settings
 from evomerge.merge_methods._task_vectors import (
     DENSITY,
     INT8_MASK,
@@ -15,8 +11,7 @@ from evomerge.merge_methods._task_vectors import (
     SEED,
     WEIGHT,
     bernoulli_gain,
-    dropped,
-    elect_and_merge,
+    drop_and_elect,
     normalize,
     rescale,
     weighted_columns,
@@ -26,17 +21,6 @@ from evomerge.merge_methods._task_vectors import (
 def plan(settings: Settings) -> dict[str, Array]:
     """Look up how much of each task vector's L1 norm its mask keeps."""
     return {**weighted_columns(settings, bernoulli_gain(settings)), "density": settings["density"]}
-
-
-def kernel(
-    base: torch.Tensor | None,
-    models: Sequence[torch.Tensor],
-    columns: Columns,
-    kept: Callable[[int], torch.Tensor],
-) -> torch.Tensor:
-    """Keep entries by the random masks, then merge by sign consensus."""
-    assert base is not None
-    return elect_and_merge(base, dropped(base, models, columns, kept), columns)
 
 
 METHOD = MergeMethod(
@@ -57,6 +41,6 @@ METHOD = MergeMethod(
     ),
     base="required",
     plan=plan,
-    kernel=kernel,
+    kernel=drop_and_elect,
     probabilities=("density",),
 )

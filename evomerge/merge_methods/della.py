@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-
-from evomerge.merge_methods import Array, Columns, MergeMethod, Settings
+from evomerge.merge_methods import Array, MergeMethod, Settings
 from evomerge.merge_methods._task_vectors import (
     DENSITY,
     EPSILON,
@@ -15,8 +12,7 @@ from evomerge.merge_methods._task_vectors import (
     LAMBDA,
     SEED,
     WEIGHT,
-    dropped,
-    elect_and_merge,
+    drop_and_elect,
     normalize,
     ranked_columns,
     rescale,
@@ -28,17 +24,6 @@ def plan(settings: Settings) -> dict[str, Array]:
     """Set the probabilities at both ends of the ranks; look up the L1 norm that the masks keep."""
     chances, gain = ranked_columns(settings)
     return {**weighted_columns(settings, gain), **chances}
-
-
-def kernel(
-    base: torch.Tensor | None,
-    models: Sequence[torch.Tensor],
-    columns: Columns,
-    kept: Callable[[int], torch.Tensor],
-) -> torch.Tensor:
-    """Keep entries by the random masks, then merge by sign consensus."""
-    assert base is not None
-    return elect_and_merge(base, dropped(base, models, columns, kept), columns)
 
 
 METHOD = MergeMethod(
@@ -60,6 +45,6 @@ METHOD = MergeMethod(
     ),
     base="required",
     plan=plan,
-    kernel=kernel,
+    kernel=drop_and_elect,
     probabilities=("small", "large"),
 )

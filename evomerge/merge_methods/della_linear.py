@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
-
-from evomerge.merge_methods import Array, Columns, MergeMethod, Settings
+from evomerge.merge_methods import Array, MergeMethod, Settings
 from evomerge.merge_methods._task_vectors import (
     DENSITY,
     EPSILON,
@@ -15,8 +12,7 @@ from evomerge.merge_methods._task_vectors import (
     LAMBDA,
     SEED,
     WEIGHT,
-    add_to,
-    dropped,
+    drop_and_sum,
     normalize,
     ranked_columns,
     rescale,
@@ -28,17 +24,6 @@ def plan(settings: Settings) -> dict[str, Array]:
     """Set the probabilities at both ends of the ranks; look up the L1 norm that the masks keep."""
     chances, gain = ranked_columns(settings)
     return {**summed_columns(settings, gain), **chances}
-
-
-def kernel(
-    base: torch.Tensor | None,
-    models: Sequence[torch.Tensor],
-    columns: Columns,
-    kept: Callable[[int], torch.Tensor],
-) -> torch.Tensor:
-    """Keep entries by the random masks, and add up what is kept."""
-    assert base is not None
-    return add_to(base, dropped(base, models, columns, kept))
 
 
 METHOD = MergeMethod(
@@ -61,6 +46,6 @@ METHOD = MergeMethod(
     ),
     base="required",
     plan=plan,
-    kernel=kernel,
+    kernel=drop_and_sum,
     probabilities=("small", "large"),
 )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
-import torch
 
 from evomerge.errors import CandidateError
-from evomerge.merge_methods import Array, Columns, MergeMethod, Parameter, Settings
+from evomerge.merge_methods import Array, MergeMethod, Parameter, Settings
+from evomerge.merge_methods._weighted_sums import kernel
 
 
 def plan(settings: Settings) -> dict[str, Array]:
@@ -24,19 +22,6 @@ def plan(settings: Settings) -> dict[str, Array]:
             "give a model a weight or set normalize: false"
         )
     return {"factor": weight / np.where(normalized, total, 1.0)}
-
-
-def kernel(
-    base: torch.Tensor | None,
-    models: Sequence[torch.Tensor],
-    columns: Columns,
-    kept: Callable[[int], torch.Tensor],
-) -> torch.Tensor:
-    """Sum the weighted models."""
-    total = models[0] * columns["factor"][0]
-    for index in range(1, len(models)):
-        total.add_(models[index] * columns["factor"][index])
-    return total
 
 
 METHOD = MergeMethod(

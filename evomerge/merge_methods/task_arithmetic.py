@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
-
-from evomerge.merge_methods import Array, Columns, MergeMethod, Settings
+from evomerge.merge_methods import Array, MergeMethod, Settings
 from evomerge.merge_methods._task_vectors import (
     INT8_MASK,
     LAMBDA,
     WEIGHT,
-    add_to,
     normalize,
     summed_columns,
 )
+from evomerge.merge_methods._weighted_sums import kernel
 
 
 def plan(settings: Settings) -> dict[str, Array]:
     """Fold λ and the divisor into one factor per model."""
     return summed_columns(settings)
-
-
-def kernel(
-    base: torch.Tensor | None,
-    models: Sequence[torch.Tensor],
-    columns: Columns,
-    kept: Callable[[int], torch.Tensor],
-) -> torch.Tensor:
-    """Add the weighted task vectors to the base."""
-    assert base is not None
-    factor = columns["factor"]
-    return add_to(base, [(model - base).mul_(factor[i]) for i, model in enumerate(models)])
 
 
 METHOD = MergeMethod(

@@ -239,7 +239,7 @@ class Merger:
         return finite
 
     def _rank_words(self, number: int, which: Ranks) -> torch.Tensor:
-        """Return DELLA's bits for the rows of a block; only those of the last recipe are kept."""
+        """Return DELLA's bits for the rows of a block; those of one seed are kept."""
         if (number, which) not in self._ranks:
             self._ranks = {key: one for key, one in self._ranks.items() if key[1][2] == which[2]}
             words = self._planner.statistics.ranks(*which)
@@ -258,7 +258,6 @@ class Merger:
                 tensor in plan.by_column,
                 self.device,
             )
-        assert plan.lines is not None
         lines, name = self._lines[key], self._layout.tensors[tensor]
         try:
             planned = lines.plan(plan.method, plan.lines[tensor], name)

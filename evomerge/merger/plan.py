@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class GroupPlan:
     models: tuple[int, ...]
     table: Table | None
     ranks: tuple[Ranks, ...] = ()
-    lines: Mapping[int, Mapping[str, Array]] | None = None
+    lines: Mapping[int, Mapping[str, Array]] = field(default_factory=dict)
     by_column: frozenset[int] = frozenset()
 
     @property

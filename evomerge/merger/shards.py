@@ -16,8 +16,7 @@ from pathlib import Path
 
 import torch
 
-_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32}
-_BITS |= {"F16": 16, "BF16": 16, "I16": 16, "U16": 16, "I8": 8, "U8": 8, "BOOL": 8}
+from evomerge.headers import BITS
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Entry:
     @property
     def nbytes(self) -> int:
         """The size of its data."""
-        return math.prod(self.shape) * _BITS[self.dtype] // 8
+        return math.prod(self.shape) * BITS[self.dtype] // 8
 
 
 def distribute(entries: Sequence[Entry], most: int) -> list[list[Entry]]:
