@@ -17,8 +17,10 @@ from evomerge.merge_methods import Array, MergeMethod, Parameter
 from evomerge.module_groups import stacks, tensor_names_by_layer
 from evomerge.recipe_fields import ModelEntry, as_yaml, check_count, parse_head, parse_models
 from evomerge.settings import ByName, Setting, plain, value_at
+from evomerge.tokenizer_rules import KEYS as TEXT_KEYS
+from evomerge.tokenizer_rules import NO_TEXT_RULES, TextRules, parse_text_rules
 
-KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype")
+KEYS = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtype", *TEXT_KEYS)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Recipe:
     parameters: Mapping[str, Setting]
     dtype: str | None = None
     out_dtype: str | None = None
+    text: TextRules = NO_TEXT_RULES
 
     @property
     def entries(self) -> tuple[ModelEntry, ...]:
@@ -81,7 +84,7 @@ class Recipe:
         for key in ("dtype", "out_dtype"):
             if getattr(self, key):
                 data[key] = getattr(self, key)
-        return data
+        return data | self.text.to_mapping()
 
     def to_yaml(self, comment: str = "") -> str:
         """Return the recipe as YAML text under a comment."""
@@ -108,7 +111,7 @@ def parse_recipe(data: object, place: Place) -> Recipe:
     models = parse_models(head.fields.get("models"), head.method, place / "models")
     recipe = Recipe(
         head.merge_method, head.method, head.base_model, models, head.parameters, head.dtype,
-        head.out_dtype,
+        head.out_dtype, parse_text_rules(head.fields, place),
     )  # fmt: skip
     _check_complete(recipe, place)
     return recipe

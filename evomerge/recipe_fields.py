@@ -13,7 +13,6 @@ from evomerge.merge_methods import MergeMethod
 from evomerge.settings import Setting, parse_setting
 
 DTYPES = ("float32", "bfloat16", "float16")
-_LATER = ("tokenizer_source", "tokenizer", "chat_template")
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,6 @@ class Head:
 
 def parse_head(data: object, keys: Sequence[str], place: Place) -> Head:
     """Check what all recipes have in common; raises the place's error at the first mistake."""
-    if isinstance(data, dict):
-        for key in _LATER:
-            if key in data:
-                raise place.fail(f"no {key}", Found("one"), f"{key} is not supported yet")
     top = place.mapping(data, keys)
     if "merge_method" not in top:
         raise place.fail("a merge_method", None)

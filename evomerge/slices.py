@@ -24,12 +24,14 @@ from evomerge.recipe_fields import (
     parse_ref,
 )
 from evomerge.settings import Setting, plain
+from evomerge.tokenizer_rules import KEYS as TEXT_KEYS
+from evomerge.tokenizer_rules import TextRules, parse_text_rules
 
 Form = Literal["models", "slices", "modules"]
 FORMS: tuple[Form, ...] = ("models", "slices", "modules")
 DEFAULT = "default"  # the module that takes what others leave
 _MOST_LAYERS = 10**6
-_KEYS = ("merge_method", "base_model", *FORMS, "parameters", "dtype", "out_dtype")
+_KEYS = ("merge_method", "base_model", *FORMS, "parameters", "dtype", "out_dtype", *TEXT_KEYS)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class SlicedRecipe:
     parameters: Mapping[str, Setting]
     dtype: str | None
     out_dtype: str | None
+    text: TextRules
     place: Place = field(compare=False)
 
     @property
@@ -137,7 +140,7 @@ class SlicedRecipe:
             data |= self._parts(self.modules[0])
         data |= _parameters(self.parameters)
         dtypes = {"dtype": self.dtype, "out_dtype": self.out_dtype}
-        return data | {key: one for key, one in dtypes.items() if one}
+        return data | {key: one for key, one in dtypes.items() if one} | self.text.to_mapping()
 
     def _parts(self, module: Module) -> dict[str, Any]:
         if module.whole:
@@ -198,7 +201,7 @@ def parse_sliced(data: object, place: Place) -> SlicedRecipe:
         modules = [_module(name, one, head, here / name) for name, one in named.items()]
     recipe = SlicedRecipe(
         form, head.merge_method, head.method, head.base_model, tuple(modules), head.parameters,
-        head.dtype, head.out_dtype, place,
+        head.dtype, head.out_dtype, parse_text_rules(head.fields, place), place,
     )  # fmt: skip
     for module in recipe.modules:
         for one in module.slices:
@@ -212,7 +215,7 @@ def as_sliced(recipe: Recipe, place: Place) -> SlicedRecipe:
     modules = (Module(DEFAULT, (whole,), {}, place),)
     return SlicedRecipe(
         "models", recipe.merge_method, recipe.method, recipe.base_model, modules,
-        recipe.parameters, recipe.dtype, recipe.out_dtype, place,
+        recipe.parameters, recipe.dtype, recipe.out_dtype, recipe.text, place,
     )  # fmt: skip
 
 

@@ -169,7 +169,7 @@ class TestParse:
             (["base_model"], {"lora": "x"}, "expected a model: a folder or a Hub id"),
             (["base_model"], {"model": "a+b", "lora": "c"},
              "expected a model without an adapter, got 'a+b' at base_model.model"),
-            (["tokenizer"], {}, "tokenizer is not supported yet"),
+            (["tokenizer"], {"sorce": "base"}, "unknown key 'sorce' at tokenizer in ties.yaml"),
         ],
     )  # fmt: skip
     def test_mistakes(self, path: Sequence[Any], value: Any, words: str) -> None:

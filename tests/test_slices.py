@@ -135,7 +135,7 @@ S = ["slices", 0, "sources"]
     [
         (["models"], [{"model": "a"}],
          "expected one of models, slices and modules, got models and slices at the top of r.yaml"),
-        (["tokenizer_source"], "base", "tokenizer_source is not supported yet"),
+        (["tokenizer_source"], "a+b", "got 'a+b' at tokenizer_source in r.yaml"),
         (["slice"], [], "unknown key 'slice' at the top of r.yaml; did you mean 'slices'?"),
         (["slices"], [], "expected a list of slices, got [] at slices in r.yaml"),
         (["slices"], {"a": 1}, "expected a list of slices"),
