@@ -6,15 +6,15 @@ is resolved, over views of the checkpoints in which each tensor has the name of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from evomerge.checkpoints import HEAD, Checkpoint, ModelRef
-from evomerge.compatibility import CONSTANTS, check_alike
+from evomerge.checkpoints import Checkpoint, ModelRef
+from evomerge.compatibility import CONSTANTS, check_alike, tied_copies
 from evomerge.errors import CheckpointError
 from evomerge.merge_methods import Parameter
 from evomerge.module_groups import tensor_names_by_layer
-from evomerge.placement import Placed, head_is_tied, models_of, place_tensors
+from evomerge.placement import Placed, models_of, place_tensors
 from evomerge.recipe import Recipe, default_of
 from evomerge.recipe_fields import ModelEntry
 from evomerge.settings import ByName, Setting, line_at, value_at
@@ -63,7 +63,7 @@ def assemble(recipe: SlicedRecipe, opened: Sequence[Checkpoint]) -> list[Part]:
     if recipe.result_dtype is None:
         _check_dtypes(opened)
     parts = [_part(recipe, key, placed, by_ref) for key, placed in members.items()]
-    _check_shapes(parts, opened[0], head_is_tied(opened))
+    _check_shapes(parts, opened[0], tied_copies(opened))
     return parts
 
 
@@ -159,7 +159,7 @@ def _check_dtypes(opened: Sequence[Checkpoint]) -> None:
             )
 
 
-def _check_shapes(parts: Sequence[Part], donor: Checkpoint, tied: bool) -> None:
+def _check_shapes(parts: Sequence[Part], donor: Checkpoint, tied: Collection[str]) -> None:
     """Raise CheckpointError where the result has tensors other than the donor's configuration has.
 
     Each layer must be like one of the donor's, since the donor's configuration describes it; so
@@ -172,7 +172,7 @@ def _check_shapes(parts: Sequence[Part], donor: Checkpoint, tied: bool) -> None:
     }
     known: dict[str, list[_Shapes]] = {}
     for (stack, _), shapes in _by_layer(
-        {name: info.shape for name, info in donor.tensors.items() if not (tied and name == HEAD)}
+        {name: info.shape for name, info in donor.tensors.items() if name not in tied}
     ).items():
         known.setdefault(stack, []).append(shapes)
     for (stack, layer), shapes in _by_layer({n: one[0] for n, one in written.items()}).items():

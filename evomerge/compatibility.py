@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from evomerge.checkpoints import HEAD, Checkpoint
+from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError
 from evomerge.module_groups import tensor_names_by_layer
 
 # Buffers that older versions of transformers stored in the layers: the same in every model.
 CONSTANTS = ("rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
+# What may be tied to the embeddings; BERT and RoBERTa store a copy of the bias too.
+_HEADS = re.compile(
+    r"(^|\.)(lm_head|embed_out|proj_out|output_projection)\.weight$"
+    r"|(cls\.predictions|lm_head)\.decoder\.(weight|bias)$"
+)
+_SHARED = re.compile(r"(.*?)(en|de)coder\.embed_tokens\.weight")  # with shared.weight, its copies
 
 
 def check_alike(checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
     """Return the names of the tensors to merge: those of the first checkpoint.
 
-    An output head that is tied to the embeddings is left to the tie, even where some of the inputs
-    store it. Outside the layers, models may lack tensors or have more of them (a value head, a
+    A tensor that is tied to the embeddings is left to the tie, even where some of the inputs store
+    it. Outside the layers, models may lack tensors or have more of them (a value head, a
     projector); `differences` says which. Raises CheckpointError naming both sides where the layers
     or the shapes differ, and for quantized weights.
     """
     first, *others = checkpoints
     for checkpoint in checkpoints:
         _refuse_quantized(checkpoint)
-    left_out = {HEAD} if _heads_are_tied(checkpoints) else set()
+    left_out = tied_copies(checkpoints)
     names = [name for name in first.tensors if name not in left_out]
     for other in others:
         shared = set(names) & set(other.tensors)
@@ -47,13 +54,14 @@ def differences(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """
     first, *others = checkpoints
     names = set(check_alike(checkpoints))
+    copies = tied_copies(checkpoints)
     found = []
     for other in others:
         lacking = [name for name in sorted(names - set(other.tensors)) if _merged(name, first)]
         more = [
             name
             for name in sorted(set(other.tensors) - set(first.tensors))
-            if _merged(name, other) and name != HEAD
+            if _merged(name, other) and name not in copies
         ]
         if lacking:
             found.append(
@@ -85,9 +93,12 @@ def _check_tensor(name: str, first: Checkpoint, other: Checkpoint) -> None:
             f"got {mine.dtype} in {first.ref} and {its.dtype} in {other.ref}"
         )
     if mine.floating and mine.shape != its.shape:
+        outside = tensor_names_by_layer([name])[name] is None
+        rows = outside and mine.shape[1:] == its.shape[1:] and mine.shape and its.shape
+        hint = "; for vocabularies that differ, say tokenizer_source in the recipe" if rows else ""
         raise CheckpointError(
             f"expected one shape for {name}, got {list(mine.shape)} in {first.ref} "
-            f"and {list(its.shape)} in {other.ref}"
+            f"and {list(its.shape)} in {other.ref}{hint}"
         )
 
 
@@ -104,25 +115,33 @@ def _refuse_quantized(checkpoint: Checkpoint) -> None:
         )
 
 
-def _heads_are_tied(checkpoints: Sequence[Checkpoint]) -> bool:
-    """Return whether the output heads are the embeddings; raises where models differ in that.
+def tied_copies(checkpoints: Sequence[Checkpoint]) -> frozenset[str]:
+    """Return the stored tensors that are embeddings by another name, to be left to the tie.
 
-    A configuration that does not say so is read by what the checkpoint stores: without a head there
+    Raises CheckpointError where some of the models tie the output head and others do not. A
+    configuration that does not say so is read by what the checkpoint stores: without a head there
     must be a tie, with one it is as in the others.
     """
+    stored = {name for checkpoint in checkpoints for name in checkpoint.tensors}
+    shared = {
+        name
+        for name in stored
+        if (found := _SHARED.fullmatch(name)) and f"{found[1]}shared.weight" in stored
+    }
+    heads = {name for name in stored if _HEADS.search(name)}
+    if not heads:
+        return frozenset(shared)
     said: dict[bool, Checkpoint] = {}
-    if not any(HEAD in checkpoint.tensors for checkpoint in checkpoints):
-        return False
     for checkpoint in checkpoints:
         tied = checkpoint.config.get("tie_word_embeddings")
         if isinstance(tied, bool):
             said[tied] = checkpoint
-        elif HEAD not in checkpoint.tensors:
+        elif not heads & set(checkpoint.tensors):
             said[True] = checkpoint
     if len(said) == 2:
         raise CheckpointError(
-            f"expected {HEAD} tied to the embeddings in every model or in none, got a tie in "
+            f"expected {min(heads)} tied to the embeddings in every model or in none, got a tie in "
             f"{said[True].ref} and none in {said[False].ref}; models to merge must share one "
             "architecture"
         )
-    return True in said
+    return frozenset(shared | heads if True in said else shared)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evomerge.checkpoints import Checkpoint, ModelRef
+from evomerge.compatibility import CONSTANTS
 from evomerge.errors import CheckpointError
 from evomerge.placement import models_of, sliced_stack
 from evomerge.slices import Module, SlicedRecipe
@@ -31,8 +32,10 @@ def assembled_config(recipe: SlicedRecipe, opened: Sequence[Checkpoint]) -> dict
     """Return the donor's configuration with the layers of the result; the donor is the first.
 
     The number of layers stands wherever the donor's stood, and lists with an entry per layer, such
-    as `layer_types`, have those of the layers that the result is made of. Raises CheckpointError
-    where the number of layers is another and the configuration nowhere has the donor's.
+    as `layer_types`, have those of the layers that the result is made of; so have lists of layers'
+    numbers, such as `mlp_only_layers`. Raises CheckpointError where the number of layers is another
+    and the configuration nowhere has the donor's, and where layers of several kinds are in another
+    order and it has no list of them.
     """
     config = copy.deepcopy(opened[0].config)
     by_ref = {checkpoint.ref: checkpoint for checkpoint in opened}
@@ -66,24 +69,95 @@ def _update(
         )
     for path in paths:
         _inside(config, path[:-1])[path[-1]] = len(origins)
-    for parent in dict.fromkeys(path[:-1] for path in paths):
-        for key, value in _inside(donor.config, parent).items():
-            if _LISTS.search(key) and isinstance(value, list) and len(value) == count:
-                _inside(config, parent)[key] = [
-                    _entry(value, one, layer, (*parent, key), stack) for one, layer in origins
-                ]
+    lists = {
+        (*parent, key): value
+        for parent in dict.fromkeys(path[:-1] for path in paths)
+        for key, value in _inside(donor.config, parent).items()
+        if _LISTS.search(key) and isinstance(value, list)
+        if len(value) == count or _are_numbers(value, count)
+    }
+    for path, value in lists.items():
+        _inside(config, path[:-1])[path[-1]] = _of_layers(value, origins, path, stack, count)
+    _check_kinds(origins, donor, stack, count, list(lists.values()))
+
+
+def _of_layers(
+    value: list[Any], origins: Sequence[tuple[Checkpoint, int]], path: _Path, stack: str, count: int
+) -> list[Any]:
+    """Return the donor's list as it is for the layers of the result."""
+    if not _are_numbers(value, count):
+        return [_entry(value, one, layer, path, stack) for one, layer in origins]
+    found = []
+    for at, (one, layer) in enumerate(origins):
+        own = _own_list(one, path)
+        if layer in (value if own is None else own):
+            found.append(at)
+    return found
+
+
+def _are_numbers(value: Sequence[Any], count: int) -> bool:
+    """Return whether a list has the numbers of some layers, rather than an entry per layer."""
+    whole = all(type(one) is int and 0 <= one < count for one in value)
+    ascending = whole and list(value) == sorted(set(value))
+    return ascending and bool(value) and (len(value) != count or count > 2)  # [0, 1] are entries
+
+
+def _check_kinds(
+    origins: Sequence[tuple[Checkpoint, int]],
+    donor: Checkpoint,
+    stack: str,
+    count: int,
+    lists: Sequence[list[Any]],
+) -> None:
+    """Raise CheckpointError where a layer is not of the kind that the donor has at its place.
+
+    Where the lists tell the kinds apart, layers may be anywhere. Else kinds that come in turns go
+    on so after the donor's last layer, and others end with its kind.
+    """
+    kinds = [_kind(donor, stack, layer) for layer in range(count)]
+    told = [
+        repr([layer in one if _are_numbers(one, count) else one[layer] for one in lists])
+        for layer in range(count)
+    ]
+    if len(set(zip(told, kinds, strict=True))) == len(set(told)):
+        return
+    turn = next((n for n in range(1, count // 2 + 1) if kinds[n:] == kinds[:-n]), 0)
+    for at, (source, layer) in enumerate(origins):
+        like = at if at < count else at % turn if turn else count - 1
+        other = sorted(_kind(source, stack, layer) ^ kinds[like])
+        if other:
+            raise CheckpointError(
+                f"expected a layer like {stack}.{like} of {donor.ref} as layer {at}, got layer "
+                f"{layer} of {source.ref}, which differs in {other[0]}; the configuration has no "
+                "list of the layers' kinds, so layers of each kind must stay at its places"
+            )
+
+
+def _kind(checkpoint: Checkpoint, stack: str, layer: int) -> frozenset[str]:
+    """Return the names of a layer's tensors, without its beginning; constants are in any."""
+    start = f"{stack}.{layer}."
+    return frozenset(
+        name.removeprefix(start)
+        for name in checkpoint.tensors
+        if name.startswith(start) and not name.endswith(CONSTANTS)
+    )
 
 
 def _entry(value: list[Any], source: Checkpoint, layer: int, path: _Path, stack: str) -> Any:
     """Return the entry of a source's layer; that of the donor's list where the source has none."""
-    own = _inside(source.config, path[:-1]).get(path[-1])
-    entries = own if isinstance(own, list) and layer < len(own) else value
+    own = _own_list(source, path)
+    entries = own if own is not None and layer < len(own) else value
     if layer >= len(entries):
         raise CheckpointError(
             f"expected an entry of {'.'.join(path)} for {stack}.{layer}, got {len(entries)} in "
             f"{source.folder}/config.json"
         )
     return entries[layer]
+
+
+def _own_list(source: Checkpoint, path: _Path) -> list[Any] | None:
+    own = _inside(source.config, path[:-1]).get(path[-1])
+    return own if isinstance(own, list) else None
 
 
 def _inside(config: Mapping[str, Any], path: _Path) -> dict[str, Any]:

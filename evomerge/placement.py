@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from evomerge.checkpoints import HEAD, Checkpoint, ModelRef
-from evomerge.compatibility import check_alike
+from evomerge.checkpoints import Checkpoint, ModelRef
+from evomerge.compatibility import tied_copies
 from evomerge.errors import Found
 from evomerge.module_groups import group_of, stacks, tensor_names_by_layer
 from evomerge.recipe import depth_of, depths
 from evomerge.slices import DEFAULT, Module, Slice, SlicedRecipe, Source
 
-# Besides embeddings, what precedes the layers of some encoders: ln_pre, patch_conv.
-_BEFORE = re.compile(r"(^|[._])pre([._]|$)|patch|conv|rotary")
+# Besides embeddings, what precedes the layers of some models: ln_pre, patch_conv, project_in.
+_BEFORE = re.compile(r"(^|[._])pre([._]|$)|proj(ect)?_in([._]|$)|patch|conv|rotary")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def place_tensors(recipe: SlicedRecipe, opened: Sequence[Checkpoint]) -> dict[st
 
     Raises RecipeError where the checkpoints have no such modules or layers.
     """
-    left_out = {HEAD} if head_is_tied(opened) else set()
+    left_out = tied_copies(opened)
     _check_cover(recipe, opened[0], left_out)
     found: dict[str, Placed] = {}
     for module in recipe.modules:
@@ -76,16 +76,6 @@ def _one_stack(module: Module, ref: ModelRef, names: Iterable[str]) -> tuple[str
         shown = Found(", ".join(sorted(found)) or "none")
         raise (module.place / "slices").fail(f"one stack of layers in {ref}", shown, hint)
     return next(iter(found.items()))
-
-
-def head_is_tied(opened: Sequence[Checkpoint]) -> bool:
-    """Return whether the head is left to a tie; raises CheckpointError where models differ."""
-    heads = []
-    for checkpoint in opened:
-        info = checkpoint.tensors.get(HEAD)
-        heads.append(replace(checkpoint, tensors={HEAD: replace(info, shape=())} if info else {}))
-    heads.sort(key=lambda one: not one.tensors)
-    return bool(heads[0].tensors) and not check_alike(heads)
 
 
 def _belongs(name: str, recipe: SlicedRecipe) -> str:
