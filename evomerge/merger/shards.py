@@ -10,13 +10,16 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from evomerge.headers import BITS
+from evomerge.errors import CheckpointError
+from evomerge.headers import BITS, TensorInfo
+from evomerge.merger import tensor_digest
+from evomerge.tensor_files import StoredTensors
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,8 @@ def distribute(entries: Sequence[Entry], most: int) -> list[list[Entry]]:
     return shards
 
 
-def write_shard(
-    file: Path, entries: Sequence[Entry], tensors: Iterator[tuple[str, torch.Tensor]]
-) -> None:
-    """Write a file of the next tensors of an iterator, which are those of `entries`, in order.
-
-    Raises OSError where the file cannot be written.
-    """
+def header_of(entries: Sequence[Entry]) -> bytes:
+    """Return what a file of tensors begins with."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for entry in entries:
@@ -61,8 +59,37 @@ def write_shard(
         start += entry.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def is_intact(file: Path, entries: Sequence[Entry], digests: Mapping[str, str]) -> bool:
+    """Return whether a file is the one that was written: of these tensors, with these digests."""
+    header = header_of(entries)
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            same = stream.read(len(header)) == header
+    except OSError:
+        return False
+    if not same or size != len(header) + sum(entry.nbytes for entry in entries):
+        return False
+    infos = {entry.name: TensorInfo(entry.shape, entry.dtype, file) for entry in entries}
+    try:
+        found = {name: tensor_digest(one) for name, one in StoredTensors(infos).items()}
+    except CheckpointError:
+        return False
+    return found == digests
+
+
+def write_shard(
+    file: Path, entries: Sequence[Entry], tensors: Iterator[tuple[str, torch.Tensor]]
+) -> None:
+    """Write a file of the next tensors of an iterator, which are those of `entries`, in order.
+
+    Raises OSError where the file cannot be written.
+    """
     with file.open("xb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.write(header_of(entries))
         for entry in entries:
             name, tensor = next(tensors)
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from evomerge import __version__
+from evomerge.adapter_reader import CONFIG as ADAPTER_CONFIG
 from evomerge.assembly import Part, assemble
 from evomerge.checkpoints import (
     FLOATING,
     INDEX,
     SINGLE,
     Checkpoint,
-    open_checkpoint,
 )
 from evomerge.compatibility import check_alike, differences
-from evomerge.errors import CheckpointError, Place
-from evomerge.files import whole_folder, write_json, write_text
+from evomerge.devices import best_device
+from evomerge.errors import CheckpointError
+from evomerge.files import write_bytes
 from evomerge.layer_config import assembled_config
 from evomerge.merger import Merger, Progress, tensor_digest, weights_digest
+from evomerge.merger.card import model_card, recipe_history
 from evomerge.merger.shards import Entry, distribute, write_shard
+from evomerge.merger.side_files import carry, side_files
+from evomerge.merger.unfinished import Unfinished, unfinished
 from evomerge.recipe import Recipe, resolve
-from evomerge.slices import SlicedRecipe
+from evomerge.recipe_inputs import RecipeInputs, open_inputs
+from evomerge.sizes import as_size
+from evomerge.slices import SlicedRecipe, load_any_recipe
 
 SHARD_BYTES = 4 * 10**9
-_CARRIED = (  # of the donor: what from_pretrained reads beside config and weights
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
+_FEW = 500_000_000  # elements; to merge fewer once takes less time than to compile a kernel
+
+
+def merge_file(
+    file: Path,
+    out_dir: Path,
+    device: str | None,
+    shard_bytes: int,
+    resume: bool,
+    progress: Progress,
+    note: Callable[[str], None],
+) -> str:
+    """Merge a recipe file as `write_model` does, on a device of some name."""
+    return write_model(
+        load_any_recipe(file),
+        out_dir,
+        str(file),
+        device=best_device(device),
+        shard_bytes=shard_bytes,
+        resume=resume,
+        history=recipe_history(file),
+        progress=progress,
+        note=note,
+    )
 
 
 def write_model(
@@ -52,31 +71,37 @@ def write_model(
     *,
     device: torch.device,
     shard_bytes: int = SHARD_BYTES,
+    resume: bool = False,
+    history: Sequence[str] = (),
     progress: Progress = lambda text, done, total: None,
     note: Callable[[str], None] = lambda text: None,
 ) -> str:
     """Merge a recipe and write it to `out_dir`, which must not exist; returns the weights' hash.
 
-    The inputs stay on disk; one tensor at a time is merged and written. Raises CheckpointError
-    where the inputs do not fit each other, RecipeError and CandidateError where the recipe cannot
-    be merged.
+    The inputs stay on disk; one tensor at a time is merged and written. With `resume`, what a kill
+    has left of the same merge is gone on from. `history` are lines of Markdown for the model card:
+    where the recipe is from. Raises CheckpointError where the inputs do not fit each other or the
+    folder cannot be written, RecipeError and CandidateError where the recipe cannot be merged.
     """
-    place = Place(source, CheckpointError)
-    donor, *others = list(dict.fromkeys([recipe.donor, *recipe.inputs]))
-    opened = [open_checkpoint(ref, place) for ref in (donor, *others)]
-    parts, config = _parts(recipe, opened)
-    for sentence in dict.fromkeys(one for part in parts for one in differences(part.checkpoints)):
+    inputs = open_inputs(recipe, source)
+    parts, config = _parts(recipe, inputs.checkpoints)
+    notes = [one for part in parts for one in differences(part.checkpoints)]
+    for sentence in dict.fromkeys([*inputs.notes, *notes]):
         note(sentence)
     entries = [entry for part in parts for entry in _entries(part, recipe.result_dtype)]
-    shards = distribute(entries, shard_bytes)
-    with whole_folder(out_dir, CheckpointError) as folder:
-        digest = _write_shards(parts, shards, folder, device, progress)
-        _write_config(config, recipe.result_dtype, folder)
-        for name in _CARRIED:
-            if (opened[0].folder / name).is_file():
-                shutil.copyfile(opened[0].folder / name, folder / name)
-        write_text(folder / "README.md", _model_card(recipe, out_dir.name))
-    return digest
+    shards = _named(distribute(entries, shard_bytes))
+    with unfinished(out_dir, _origin(recipe, inputs, device, shard_bytes), resume) as work:
+        if not work.done:
+            work.check(shards, note)
+            _check_space(work, shards)
+            _write_shards(parts, shards, work, device, progress)
+            config = _in_dtype(inputs.in_vocabulary(config), recipe.result_dtype)
+            _write_json(config, work.model / "config.json")
+            carry(inputs, work.model)
+            tokenizer = any(work.model.glob("tokenizer*"))
+            card = model_card(recipe, out_dir.name, config, tokenizer, history)
+            write_bytes(work.model / "README.md", card.encode("utf-8", "replace"))
+    return weights_digest({k: v for one in work.finished.values() for k, v in one.items()})
 
 
 def _parts(
@@ -100,49 +125,124 @@ def _entries(part: Part, dtype: str | None) -> list[Entry]:
     ]
 
 
+def _named(shards: Sequence[list[Entry]]) -> dict[str, list[Entry]]:
+    """Return what goes into which file."""
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    count = len(shards)
+    return {
+        f"model-{number:05d}-of-{count:05d}.safetensors": entries
+        for number, entries in enumerate(shards, start=1)
+    }
+
+
+def _origin(
+    recipe: Recipe | SlicedRecipe, inputs: RecipeInputs, device: torch.device, shard_bytes: int
+) -> dict[str, Any]:
+    """Return all that the bytes of the result depend on, as plain data."""
+    folders = [one.folder for one in inputs.checkpoints]
+    files = {folder / name for folder in folders for name in ("config.json", *side_files(folder))}
+    for one in inputs.checkpoints:
+        files |= {info.file for info in one.tensors.values()}
+        if one.adapter:
+            own = {info.file for info in one.adapter.tensors.values()}
+            files |= own | {file.parent / ADAPTER_CONFIG for file in own}
+    found = {str(file): file.stat() for file in sorted(files)}
+    return {
+        "recipe": recipe.to_yaml(),
+        "files": {name: [one.st_size, one.st_mtime_ns] for name, one in found.items()},
+        "shard size": shard_bytes,
+        "device": device.type,
+        "evomerge": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def _check_space(work: Unfinished, shards: Mapping[str, Sequence[Entry]]) -> None:
+    """Raise CheckpointError where the disk has no room for what is missing."""
+    missing = [one for name, entries in shards.items() if name not in work.finished
+               for one in entries]  # fmt: skip
+    needed = sum(entry.nbytes for entry in missing)
+    disk = shutil.disk_usage(work.model)
+    if disk.total and disk.free < needed:  # some network file systems say nothing of themselves
+        raise CheckpointError(
+            f"expected {as_size(needed)} free for {work.target}, got {as_size(disk.free)}; free "
+            "some, or write it to another disk"
+        )
+
+
 def _write_shards(
     parts: Sequence[Part],
-    shards: Sequence[Sequence[Entry]],
-    folder: Path,
+    shards: Mapping[str, Sequence[Entry]],
+    work: Unfinished,
     device: torch.device,
     progress: Progress,
-) -> str:
+) -> None:
+    """Write the shards that are not finished yet, each under its name only when it is whole."""
+    total = sum(map(len, shards.values()))
+    missing = {file: entries for file, entries in shards.items() if file not in work.finished}
+    names = {entry.name for entries in missing.values() for entry in entries}
     digests: dict[str, str] = {}
-    total = sum(map(len, shards))
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for part in parts:
-            for name, tensor in _merged(part, device, progress):
-                progress("merging", len(digests), total)
+            for name, tensor in _merged(part, names, device, _once(shards, device), progress):
+                progress("merging", total - len(names) + len(digests), total)
                 digests[name] = tensor_digest(tensor)
                 yield name, tensor
 
     stream = tensors()
-    for number, entries in enumerate(shards, start=1):
-        try:
-            write_shard(folder / _file(number, len(shards)), entries, stream)
-        except OSError as problem:
-            what = problem.strerror or problem
-            file = _file(number, len(shards))
-            raise CheckpointError(f"cannot write {file} of {folder.name}: {what}") from None
+    with _threads(shards, device):
+        for file, entries in missing.items():
+            partial = work.model / f".{file}"
+            write_shard(partial, entries, stream)
+            os.replace(partial, work.model / file)
+            work.finish(file, {entry.name: digests[entry.name] for entry in entries})
     progress("merging", total, total)
     if len(shards) > 1:
-        _write_index(folder, shards)
-    return weights_digest(digests)
+        _write_json(_index(shards), work.model / INDEX)
+
+
+def _once(shards: Mapping[str, Sequence[Entry]], device: torch.device) -> bool:
+    """Return whether a kernel that is used once is better not compiled: on a CPU, for few numbers.
+
+    There the eager kernel gives the same bits.
+    """
+    elements = sum(math.prod(one.shape) for entries in shards.values() for one in entries)
+    return device.type == "cpu" and elements < _FEW
+
+
+@contextlib.contextmanager
+def _threads(shards: Mapping[str, Sequence[Entry]], device: torch.device) -> Iterator[None]:
+    """Use one thread for an eager kernel, whose many small steps others would wait at the end of.
+
+    Where the machine does other work too, that takes longer than the work itself.
+    """
+    before = torch.get_num_threads()
+    if _once(shards, device):
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _merged(
-    part: Part, device: torch.device, progress: Progress
+    part: Part, names: Container[str], device: torch.device, eager: bool, progress: Progress
 ) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield those tensors of a part that have one of the names."""
+    if not any(name in names for name in part.names):
+        return
     try:
         merger = Merger(
             part.checkpoints,
             result_dtype=part.recipe.result_dtype,
             device=device,
             memory="disk",
+            kernel="eager" if eager else "auto",
             progress=progress,
         )
-        yield from merger.stream(part.recipe)
+        yield from merger.stream(part.recipe, names)
     except CheckpointError as problem:
         if not part.renamed:
             raise
@@ -150,34 +250,17 @@ def _merged(
         raise CheckpointError(f"{problem} (as the result names it; {hint})") from None
 
 
-def _file(number: int, count: int) -> str:
-    return SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+def _index(shards: Mapping[str, Sequence[Entry]]) -> dict[str, Any]:
+    weight_map = {entry.name: file for file, entries in shards.items() for entry in entries}
+    total = sum(entry.nbytes for entries in shards.values() for entry in entries)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
 
 
-def _write_index(folder: Path, shards: Sequence[Sequence[Entry]]) -> None:
-    weight_map = {
-        entry.name: _file(number, len(shards))
-        for number, entries in enumerate(shards, start=1)
-        for entry in entries
-    }
-    total = sum(entry.nbytes for entries in shards for entry in entries)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    write_json(folder / INDEX, index)
+def _in_dtype(config: Mapping[str, Any], dtype: str | None) -> dict[str, Any]:
+    """Return a configuration that says what dtype the weights have."""
+    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    return {**config, key: dtype} if dtype else dict(config)
 
 
-def _write_config(config: Mapping[str, Any], dtype: str | None, folder: Path) -> None:
-    config = dict(config)
-    if dtype:
-        key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-        config[key] = dtype
-    write_json(folder / "config.json", config)
-
-
-def _model_card(recipe: Recipe | SlicedRecipe, title: str) -> str:
-    inputs = "\n".join(f"- `{ref}`" for ref in recipe.inputs)
-    return (
-        "---\nlibrary_name: transformers\ntags:\n- merge\n- evomerge\n---\n"
-        f"# {title}\n\nA merge by the method `{recipe.merge_method}` "
-        f"({recipe.method.paper}) of\n\n{inputs}\n\nmade by evomerge from this recipe:\n\n"
-        f"```yaml\n{recipe.to_yaml()}```\n"
-    )
+def _write_json(data: Mapping[str, Any], path: Path) -> None:
+    write_bytes(path, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,14 +1,17 @@
 """The fused kernel where a recipe switches its parts on and off: the bits of the eager one."""
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from evomerge.merger import Merger, inputs
+import evomerge.merger as merger_module
+from evomerge.merger import Merger, inputs, materialize
 from evomerge.merger.layout import WIDTH
-from evomerge.merger.materialize import WORDS, fused_available, packed, spread
+from evomerge.merger.materialize import WORDS, ChosenKernel, fused_available, packed, spread
 from tests.tiny_models import opened, parsed, recipe_of, write_family
 
 pytestmark = [
@@ -45,6 +48,31 @@ def test_the_bits_of_the_eager_kernel(
         found = merger.materialize(recipe)
         assert all(torch.equal(found[name], eager[name]) for name in eager)
         assert all(torch.equal(tensor, eager[name]) for name, tensor in merger.stream(recipe))
+
+
+def test_a_small_model_is_compiled_once_that_pays(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After as many elements as compiling is worth; the bits stay what they were."""
+    models = opened(family, "base", "a", "b", "c")
+    elements = sum(math.prod(one.shape) for one in models[0].tensors.values())
+    monkeypatch.setattr(materialize, "_EAGER_ELEMENTS", 2 * elements)
+    asked: list[bool] = []
+    original = materialize.write_rows
+    monkeypatch.setattr(
+        merger_module, "write_rows", lambda *rows: (asked.append(rows[-1]), original(*rows))
+    )
+    recipe = parsed(recipe_of(family, "ties", base_model="base", models={"a": MIXED, "b": PLAIN}))
+    merger = Merger(models)
+    found = []
+    for _ in range(5):
+        found.append({name: one.clone() for name, one in merger.materialize(recipe).items()})
+    assert [fused for fused, _ in itertools.groupby(asked)] == [False, True]
+    assert all(torch.equal(one[name], found[0][name]) for one in found for name in one)
+    kernel = ChosenKernel("eager", elements, torch.device("cpu"))
+    for _ in range(9):
+        kernel.merged()
+    assert not kernel.fused
 
 
 def test_bits_are_packed_and_spread() -> None:

@@ -11,7 +11,7 @@ from evomerge.checkpoints import ModelRef, open_checkpoint
 from evomerge.errors import RecipeError
 from evomerge.merger import Merger, materialize, tensor_digest
 from evomerge.merger.layout import WIDTH, plan_layout
-from evomerge.merger.materialize import choose_kernel
+from evomerge.merger.materialize import ChosenKernel
 from tests.tiny_models import (
     PLACE,
     base_weights,
@@ -222,6 +222,6 @@ def test_a_compiler_that_fails_is_done_without(
 
 def test_small_models_are_merged_without_a_compiler() -> None:
     device = torch.device("cpu")
-    assert not choose_kernel("auto", 10**6, device)
-    assert choose_kernel("fused", 10, device)
-    assert not choose_kernel("eager", 10**12, device)
+    assert not ChosenKernel("auto", 10**6, device).fused
+    assert ChosenKernel("fused", 10, device).fused
+    assert not ChosenKernel("eager", 10**12, device).fused
