@@ -7,43 +7,42 @@ import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from evomerge.errors import CheckpointError, first_line
 from evomerge.language_model import Past
+from evomerge.tokenizer_files import Tokenizer, brings_code, read_tokenizer, untrusted
 
 _SMALL = 20_000_000  # parameters; below, more threads cost more than they bring
 
 # Attention that sees all before it, or a window of it; states of other kinds go on token by token.
 _PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-
-Tokenizer: TypeAlias = PreTrainedTokenizerBase
-
-transformers.utils.logging.disable_progress_bar()
-if "TRANSFORMERS_VERBOSITY" not in os.environ:
-    transformers.utils.logging.set_verbosity_error()  # stderr is for what evomerge says
-
 
 class LiveModel:
     """A causal language model whose parameters are the given tensors, not copies of them.
 
     Writing into the tensors changes the model. `tensors` are named as in the checkpoint at
-    `folder`, whose config.json says what the model is. Raises CheckpointError where the model class
-    is unknown, does not take its parameters one to one from the tensors, or does not run.
+    `folder`, whose config.json says what the model is. Code that comes with the checkpoint is run
+    only where `trust` is set. Raises CheckpointError where the model class is unknown or such code,
+    does not take its parameters one to one from the tensors, or does not run.
     """
 
     def __init__(
-        self, folder: Path, tensors: Mapping[str, torch.Tensor], device: torch.device
+        self,
+        folder: Path,
+        tensors: Mapping[str, torch.Tensor],
+        device: torch.device,
+        trust: bool = False,
     ) -> None:
         self.device = device
-        config = _config(folder)
-        model_class = _model_class(config, folder)
+        config = _config(folder, trust)
+        model_class = _model_class(config, folder, trust)
         try:
             model = _bound(model_class, config, tensors)
         except Exception as problem:  # the library raises whatever its classes raise
@@ -107,29 +106,27 @@ def _continued(past: Past | None) -> dict[str, Any]:
     return {"use_cache": True, "past_key_values": cache}
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer of a model's folder; raises CheckpointError where there is none."""
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise CheckpointError(
-            f"expected a tokenizer in {folder}, got none of {', '.join(_TOKENIZER_FILES)}; "
-            "copy the files there from the model's source"
-        )
-    try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    except Exception as problem:  # the library raises whatever its parsers raise
-        raise CheckpointError(f"expected a tokenizer, got {_reason(problem)} in {folder}") from None
+def load_tokenizer(folder: Path, trust: bool = False) -> Tokenizer:
+    """Return the tokenizer of a model's folder, to score with; its code may run with `trust`.
+
+    Raises CheckpointError where there is none, or none that says where a text ends.
+    """
+    tokenizer = read_tokenizer(folder, trust)
     if tokenizer.eos_token_id is None:
         raise CheckpointError(f"expected a tokenizer with an eos token, got none in {folder}")
     return tokenizer
 
 
-def check_runnable(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_runnable(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], trust: bool = False
+) -> None:
     """Check that config.json describes a known model of these tensors; reads no weights.
 
-    Raises CheckpointError where it does not, naming the first tensor whose shape differs.
+    Where `trust` is set, the checkpoint's own code may run and say so. Raises CheckpointError where
+    it does not, naming the first tensor whose shape differs.
     """
-    config = _config(folder)
-    model_class = _model_class(config, folder)
+    config = _config(folder, trust)
+    model_class = _model_class(config, folder, trust)
     try:
         with torch.device("meta"):
             model = model_class(config)
@@ -152,43 +149,50 @@ def use_threads(parameters: int) -> None:
         torch.set_num_threads(1)
 
 
-def best_device(name: str | None) -> torch.device:
-    """Return the device to work on: the one named, else CUDA where there is one, else the CPU."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as problem:
-        raise CheckpointError(
-            f"expected a device such as cpu or cuda, got {name!r}: {_reason(problem)}"
-        ) from None
-    return device
-
-
 def _reason(problem: Exception) -> str:
     return f"{type(problem).__name__}: {first_line(problem)}"
 
 
-def _config(folder: Path) -> Any:
+def _config(folder: Path, trust: bool) -> Any:
     try:
-        return AutoConfig.from_pretrained(str(folder))
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust)
     except Exception as problem:  # the library raises whatever its parsers raise
+        if not trust and brings_code(folder / "config.json"):
+            raise untrusted("a model", folder / "config.json") from None
         raise CheckpointError(
             f"expected a configuration that transformers knows, got {_reason(problem)} "
             f"in {folder}/config.json"
         ) from None
 
 
-def _model_class(config: Any, folder: Path) -> Any:
-    names = config.architectures or []
-    found = getattr(transformers, names[0], None) if names else None
-    if found is None:
-        raise CheckpointError(
-            f"expected an architecture that transformers knows, got "
-            f"{names[0] if names else 'none'} in {folder}/config.json"
-        )
-    return found
+def _model_class(config: Any, folder: Path, trust: bool) -> Any:
+    names = config.architectures or ["none"]
+    own = _reference(config, names[0])
+    if own and trust:
+        try:
+            return get_class_from_dynamic_module(own, str(folder))
+        except Exception as problem:  # the checkpoint's code raises whatever it raises
+            raise CheckpointError(
+                f"expected the code of {own}, got {_reason(problem)} in {folder}"
+            ) from None
+    found = getattr(transformers, names[0], None) if isinstance(names[0], str) else None
+    if isinstance(found, type) and issubclass(found, PreTrainedModel):
+        return found
+    if own:
+        raise untrusted("a model", folder / "config.json")
+    raise CheckpointError(
+        f"expected an architecture that transformers knows, got {names[0]} in {folder}/config.json"
+    )
+
+
+def _reference(config: Any, architecture: object) -> str | None:
+    """Return where a checkpoint's own code has its architecture, `module.Class`, if it has any."""
+    listed = getattr(config, "auto_map", None)
+    if not isinstance(listed, dict):
+        return None
+    own = {name: one for name, one in listed.items() if isinstance(one, str)}
+    named = [one for one in own.values() if one.rpartition(".")[2] == architecture]
+    return named[0] if named else own.get("AutoModelForCausalLM")
 
 
 def _bound(model_class: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
