@@ -22,7 +22,12 @@ from dataclasses import dataclass
 
 
 class EvomergeError(Exception):
-    """Base of all errors that a user can cause or must know of."""
+    """Base of all errors that a user can cause or must know of; its message is one line."""
+
+    def __init__(self, message: str) -> None:
+        # What it quotes may hold anything: line breaks, escapes of a terminal, half characters.
+        shown = (one if one.isprintable() else ascii(one)[1:-1] for one in message)
+        super().__init__("".join(shown))
 
 
 class InputError(EvomergeError):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,28 @@ import yaml
 
 from evomerge.errors import InputError, first_line
 
+_MERGE = "tag:yaml.org,2002:merge"
+_MOST_MERGED = 10_000  # keys; merges of merges could ask for any number
+
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, which YAML readers let the last one win."""
+    """A safe loader that refuses a key given twice, which YAML readers let the last one win.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    Merge keys (`<<: *defaults`) are read as ever: what is given beside them wins.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._flat: set[int] = set()  # mappings whose merges have been put in
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if id(node) in self._flat:
+            return
+        self._flat.add(id(node))
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(
@@ -32,7 +46,10 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"the key {key!r} twice", key_node.start_mark
                 )
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_MERGED:
+            what = f"more than {_MOST_MERGED} keys"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
 
 
 def exists(path: Path) -> bool:
@@ -123,33 +140,16 @@ def write_json(path: Path, data: object) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
-@contextlib.contextmanager
-def whole_folder(target: Path, error: type[Exception]) -> Iterator[Path]:
-    """Yield a hidden folder beside `target` that becomes `target` when the block ends well.
-
-    Raises `error` where `target` exists already, before and after the block, since nothing that
-    exists is overwritten, and where the block meets a full disk or the like. What an exception
-    leaves is removed; what a kill leaves is a hidden `.NAME.partial-…` folder.
-    """
-    refusal = f"{target} exists already; choose another name or remove it first"
-    if target.exists() or target.is_symlink():
-        raise error(refusal)
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk; raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
+        os.fsync(handle)
     except OSError as problem:
-        raise error(f"cannot write {target}: {problem.strerror}") from None
-    try:
-        os.chmod(partial, 0o777 & ~_umask())
-        yield partial
-        if target.exists() or target.is_symlink():
-            raise error(refusal)
-        os.rename(partial, target)
-    except BaseException as problem:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(problem, OSError):
-            raise error(f"cannot write {target}: {problem.strerror or problem}") from None
-        raise
+        if problem.errno != errno.EINVAL:  # of a file system that does not sync folders
+            raise
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -76,3 +76,115 @@ def _damage(container: Any, draw: random.Random) -> None:
         container[other] = container.pop(key)
     else:
         container.append(container[key])
+
+
+def varied(data: Mapping[str, Any], draw: random.Random, others: Mapping[Any, Any]) -> Any:
+    """Return a copy with one to three of its values changed to other values of their kind.
+
+    `others` has, for a value that stands for a kind (a name of a model, a dtype), the whole kind.
+    """
+    found: Any = copy.deepcopy(dict(data))
+    places = [
+        (container, key)
+        for container in _containers(found)
+        for key in (container if isinstance(container, dict) else range(len(container)))
+        if not isinstance(container[key], (dict, list))
+    ]
+    for container, key in draw.sample(places, min(len(places), draw.randint(1, 3))):
+        value = container[key]
+        if isinstance(value, bool):
+            container[key] = not value
+        elif isinstance(value, int):
+            container[key] = max(0, value + draw.choice([-1, 1]))
+        elif isinstance(value, float):
+            container[key] = draw.choice([0.0, 0.25, 0.5, 0.9, 1.0, value / 2, -value, 1.5])
+        elif value in others:
+            container[key] = draw.choice(others[value])
+        else:
+            container[key] = draw.choice(["layers.1", "self_attn", "*", "lm_head", "no such"])
+    return found
+
+
+def damaged_text(text: str, draw: random.Random) -> bytes:
+    """Return a YAML document after one or two accidents: of editors, disks, encodings or malice."""
+    content = text.encode()
+    for _ in range(draw.choice([1, 1, 1, 2])):
+        content = draw.choice(_ACCIDENTS)(content, draw)
+    return content
+
+
+def _cut(content: bytes, draw: random.Random) -> bytes:
+    first, end = sorted(draw.randrange(len(content) + 1) for _ in range(2))
+    return draw.choice([content[:end], content[first:], content[:first] + content[end:]])
+
+
+def _flip(content: bytes, draw: random.Random) -> bytes:
+    bits = bytearray(content or b" ")
+    for _ in range(draw.choice([1, 1, 2, 8])):
+        bits[draw.randrange(len(bits))] ^= 1 << draw.randrange(8)
+    return bytes(bits)
+
+
+def _lines(content: bytes, draw: random.Random) -> bytes:
+    lines = content.split(b"\n")
+    one, other = draw.randrange(len(lines)), draw.randrange(len(lines))
+    action = draw.choice(["swap", "repeat", "remove", "indent", "dedent", "comment", "blank"])
+    if action == "swap":
+        lines[one], lines[other] = lines[other], lines[one]
+    elif action == "repeat":
+        lines.insert(other, lines[one])
+    elif action == "remove":
+        del lines[one]
+    elif action == "indent":
+        lines[one] = draw.choice([b" ", b"  ", b"\t"]) + lines[one]
+    elif action == "dedent":
+        lines[one] = lines[one].removeprefix(b" ")
+    else:
+        lines.insert(one, {"comment": b"# a note", "blank": b""}[action])
+    return b"\n".join(lines)
+
+
+def _insert(content: bytes, draw: random.Random) -> bytes:
+    """Put something of YAML's, or of no text at all, somewhere, mostly before a value."""
+    values = [at + 2 for at in range(len(content)) if content[at : at + 2] in (b": ", b"- ")]
+    at = draw.choice([*values, draw.randrange(len(content) + 1)])
+    return content[:at] + draw.choice(_INSERTED) + content[at:]
+
+
+_INSERTED = (
+    b"\xef\xbb\xbf", b"\0", b"\t", b"\r", b"\x7f", b"\x85", b"\xc2\x85", b"\xe2\x80\xa8", b"\xff",
+    b"\xed\xa0\x80", "é".encode(), "é".encode("latin-1"), "\U0001f600".encode(), b"\x1b[31m",
+    b"&a ", b"*a ", b"&a [*a] ", b"!!str ", b"!!int ", b"!!float ", b"!!bool ", b"!!null ",
+    b"!!binary ", b"!!set ", b"!!omap ", b"!!timestamp ", b"!x ", b"!!python/tuple ",
+    b"!!python/object/apply:os.system [\"touch executed\"]\n", b"!!python/name:os.system ",
+    b"!!python/object/new:os.system [touch executed]\n", b"? ", b"| ", b"> ", b"<<: ", b"--- ",
+    b"...\n", b"%YAML 3.0\n", b"@", b"`", b"'", b'"', b"[", b"{", b"}", b"]", b",", b"#", b" #",
+    b".inf ", b"0x1F", b"1_0", b"19:20:30 ", b"2001-02-30 ", b"9" * 5000, b"[" * 3000,
+    b"{a: " * 3000, b"- " * 3000, b"1e999 ", b"~ ", b"yes ", b"\n---\n", b"\\", b"x" * 70000,
+)  # fmt: skip
+
+
+def _encode(content: bytes, draw: random.Random) -> bytes:
+    text = content.decode("utf-8", errors="replace")
+    found = draw.choice(["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp037", "crlf", "cr"])
+    if found in ("crlf", "cr"):
+        return content.replace(b"\n", {"crlf": b"\r\n", "cr": b"\r"}[found])
+    return text.encode(found, errors="replace")
+
+
+def _expand(content: bytes, draw: random.Random) -> bytes:
+    """Make a value one of a few lines that stand for millions."""
+    opening, closing = draw.choice([(b"[", b"]"), (b"{<<: [", b"]}")])
+    levels = [b"&l0 " + (b"[1, 1]" if closing == b"]" else b"{weight: 1}")]
+    for level in range(1, 12):
+        many = b", ".join([b"*l%d" % (level - 1)] * 9)
+        levels.append(b"&l%d " % level + opening + many + closing)
+    values = [at + 2 for at in range(len(content)) if content[at : at + 2] == b": "]
+    at = draw.choice([*values, len(content)])
+    end = content.find(b"\n", at) if b"\n" in content[at:] else len(content)
+    return content[:at] + b"[%s]" % b", ".join(levels) + content[end:]
+
+
+_ACCIDENTS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
+    _cut, _flip, _flip, _lines, _lines, _insert, _insert, _insert, _encode, _expand,
+)  # fmt: skip

@@ -76,3 +76,8 @@ def test_plugins_are_found_by_name() -> None:
     ):
         with pytest.raises(EvomergeError, match=words):
             plugins.load(package, name, "merge method", TOP)
+
+
+def test_a_message_is_one_line_whatever_it_quotes() -> None:
+    problem = EvomergeError("a\nb\x1b[31mc\0d\ud800e é 漢 '\\'")
+    assert str(problem) == "a\\nb\\x1b[31mc\\x00d\\ud800e é 漢 '\\'"

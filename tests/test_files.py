@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evomerge.errors import EvomergeError, InputError, RecipeError
-from evomerge.files import dump_yaml, load_yaml, whole_folder, write_json, write_text
+from evomerge.errors import InputError, RecipeError
+from evomerge.files import dump_yaml, load_yaml, write_json, write_text
 
 
 def load(tmp_path: Path, text: str) -> object:
@@ -86,6 +86,27 @@ class TestYaml:
         assert "é" in text
 
 
+class TestMergeKeys:
+    def test_what_is_given_beside_them_wins(self, tmp_path: Path) -> None:
+        text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [{z: 0}, *a], z: 4}\n"
+        (tmp_path / "file.yaml").write_text(text)
+        found = load_yaml(tmp_path / "file.yaml", InputError)
+        assert found == yaml.safe_load(text)
+        assert found["b"] == {"x": 1, "y": 3}
+
+    def test_merges_of_merges_are_bounded(self, tmp_path: Path) -> None:
+        lines = ["a0: &a0 {" + ", ".join(f"k{key}: 0" for key in range(9)) + "}"]
+        lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 9)]
+        (tmp_path / "file.yaml").write_text("\n".join(lines))
+        with pytest.raises(InputError, match="expected YAML, got more than 10000 keys at line"):
+            load_yaml(tmp_path / "file.yaml", InputError)
+
+    def test_a_key_twice_is_refused_beside_them(self, tmp_path: Path) -> None:
+        (tmp_path / "file.yaml").write_text("a: &a {x: 1}\nb: {<<: *a, y: 3, y: 4}\n")
+        with pytest.raises(InputError, match="the key 'y' twice at line 2"):
+            load_yaml(tmp_path / "file.yaml", InputError)
+
+
 class TestWriting:
     def test_text_and_json(self, tmp_path: Path) -> None:
         path = tmp_path / "new" / "file.json"
@@ -115,36 +136,3 @@ class TestWriting:
         (tmp_path / "file").write_text("")
         with pytest.raises(InputError, match=r"cannot write .*/file/x: "):
             write_text(tmp_path / "file" / "x", "text")
-
-
-class TestWholeFolder:
-    def test_it_appears_at_the_end(self, tmp_path: Path) -> None:
-        target = tmp_path / "deep" / "out"
-        with whole_folder(target, InputError) as folder:
-            (folder / "file").write_text("x")
-            assert not target.exists()
-        assert (target / "file").read_text() == "x"
-        assert target.stat().st_mode & 0o055 == 0o055
-
-    @pytest.mark.parametrize("problem", [EvomergeError("x"), KeyboardInterrupt(), OSError(5, "io")])
-    def test_nothing_is_left_of_a_failure(self, tmp_path: Path, problem: BaseException) -> None:
-        def fail() -> None:
-            with whole_folder(tmp_path / "out", InputError) as folder:
-                (folder / "file").write_text("x")
-                raise problem
-
-        wanted = InputError if isinstance(problem, OSError) else type(problem)
-        with pytest.raises(wanted):
-            fail()
-        assert list(tmp_path.iterdir()) == []
-
-    def test_what_exists_is_never_replaced(self, tmp_path: Path) -> None:
-        def slow() -> None:
-            with whole_folder(tmp_path / "out", InputError):
-                (tmp_path / "out").mkdir()
-                (tmp_path / "out" / "mine").write_text("x")
-
-        with pytest.raises(InputError, match="exists already"):
-            slow()
-        assert [one.name for one in tmp_path.iterdir()] == ["out"]
-        assert (tmp_path / "out" / "mine").read_text() == "x"
