@@ -8,7 +8,7 @@ from typing import Any
 from evomerge import merge_methods, optimizers, plugins, proxy_tasks
 from evomerge.errors import InputError, Place
 from evomerge.files import read_text
-from evomerge.search_space import space_folder, space_names
+from evomerge.space_reader import space_folder, space_names
 
 
 def catalogue() -> Iterator[str]:

@@ -11,14 +11,18 @@ from evomerge.expressions import (
     Constant,
     Curve,
     Expression,
+    Factor,
     Filtered,
     Hole,
     OpenGradient,
     OpenSetting,
     Product,
     Reference,
+    Share,
     curve_of,
+    names_in,
     reach,
+    shape_of,
     snap,
 )
 from evomerge.merge_methods import Parameter, is_number
@@ -36,10 +40,18 @@ class Reader:
         self._place = place
         self._named = {} if named is None else place.mapping(named)
         self._read: dict[str, Expression | None] = {}  # None while it is being read
+        self._shares: dict[str, tuple[list[Reference | Curve], Place]] = {}
 
-    def unused(self) -> list[str]:
-        """Return the named holes that nothing has asked for."""
-        return [name for name in self._named if name not in self._read]
+    def finish(self) -> None:
+        """Raise the place's error where a named hole is not used, or one has nothing to share."""
+        for name in self._named:
+            if name not in self._read:
+                found = Found("one that nothing names")
+                raise (self._place / name).fail("a hole that is used", found)
+        for name, (members, place) in self._shares.items():
+            if len(members) == 1:
+                found = Found(f"one for {name}, which is always 1")
+                raise place.fail("at least two shares", found, "leave the share out")
 
     def setting(self, value: object, declared: Parameter, name: str, place: Place) -> OpenSetting:
         """Read what stands for a parameter; raises the place's error at the first mistake.
@@ -104,7 +116,9 @@ class Reader:
         if "product" in value:
             return self._product(value, name, place)
         read: Callable[..., Expression] = self._range
-        if "curve" in value:
+        if "share" in value:
+            read = self._share
+        elif "curve" in value or "blocks" in value:
             read = self._curve
         elif "choice" in value:
             read = self._choice
@@ -131,7 +145,7 @@ class Reader:
         if not isinstance(items, list) or len(items) < 2:
             raise place.fail("a list of at least two factors", items)
         inline = sum(isinstance(item, dict) for item in items)
-        factors: list[Constant | Reference | Curve] = []
+        factors: list[Factor] = []
         for index, item in enumerate(items):
             here = place[index]
             if isinstance(item, dict) and "product" in item:
@@ -141,8 +155,8 @@ class Reader:
                 raise here.fail("a factor that is no product itself", item)
             if any(isinstance(one, bool) for one in reach(factor, self.holes)):
                 raise here.fail("a number as a factor", item)
-            curve = next((one for one in factors if isinstance(one, Curve)), None)
-            if isinstance(factor, Curve) and curve and factor.shape != curve.shape:
+            shapes = [shape for shape in map(shape_of, [*factors, factor]) if shape]
+            if any(shape != shapes[0] for shape in shapes):
                 raise here.fail("curves of one shape in a product", item)
             factors.append(factor)
         return Product(tuple(factors))
@@ -150,26 +164,60 @@ class Reader:
     def _curve(
         self, value: dict[str, object], declared: Parameter | None, name: str, place: Place
     ) -> Curve:
-        fields = place.mapping(value, ("curve", "over", "range", "init", "step", "log"))
-        count = fields["curve"]
-        knots = self._architecture.layers if count == "layers" else count
-        if isinstance(knots, bool) or not isinstance(knots, int) or not 1 <= knots <= 1000:
-            raise (place / "curve").fail("1 to 1000 knots, or `layers`", count)
+        fields = place.mapping(value, ("curve", "blocks", "over", "range", "init", "step", "log"))
+        if "curve" in fields and "blocks" in fields:
+            raise place.fail("either a curve or blocks", Found("both"))
+        anchors = self._anchors(fields, place)
         over = fields.get("over", ["other"])
         if not isinstance(over, list) or not over:
             raise (place / "over").fail("a list of module groups", over)
         groups = self._architecture.groups(over, place / "over")
         chosen = filters(groups)
         layered = {item.group for item in chosen if item.end is None}
-        hole = {key: item for key, item in fields.items() if key not in ("curve", "over")}
+        own = ("range", "init", "step", "log")
+        hole = {key: item for key, item in fields.items() if key in own}
         names: dict[str, tuple[str, ...]] = {}
         for group in groups:
             names[group] = (f"{name}.{group}",)
-            if group in layered and knots > 1:
-                names[group] = tuple(f"{name}.{group}.{knot}" for knot in range(knots))
-            for one in names[group]:
+            if group in layered and anchors[-1] > 0:
+                names[group] = tuple(f"{name}.{group}.{number}" for number in anchors)
+            for one in dict.fromkeys(names[group]):
                 self._range(hole, declared, one, place)
         return Curve(names, tuple(chosen))
+
+    def _anchors(self, fields: dict[str, object], place: Place) -> list[int]:
+        """Return the number of the hole of each anchor: each its own, or a block's for all."""
+        layers = self._architecture.layers
+        if "blocks" in fields:
+            count = fields["blocks"]
+            if type(count) is not int or not 1 <= count <= layers:
+                raise (place / "blocks").fail(f"1 to {layers} blocks of the layers", count)
+            return [layer * count // layers for layer in range(layers)] if count > 1 else [0]
+        count = fields["curve"]
+        knots = layers if count == "layers" else count
+        if type(knots) is not int or not 1 <= knots <= 1000:
+            raise (place / "curve").fail("1 to 1000 knots, or `layers`", count)
+        return list(range(knots))
+
+    def _share(
+        self, value: dict[str, object], declared: Parameter | None, name: str, place: Place
+    ) -> Share:
+        among = value["share"]
+        if not isinstance(among, str) or not among:
+            raise (place / "share").fail("a name that the shares have in common", among)
+        rest = {key: item for key, item in value.items() if key != "share"}
+        if not {"range", "curve", "blocks"} & set(rest):
+            raise place.fail("the range of a share", None)
+        curve = "curve" in rest or "blocks" in rest
+        own = (self._curve if curve else self._range)(rest, None, name, place)
+        for one in names_in(own):
+            if self.holes[one].low <= 0:
+                raise (place / "range").fail("a range above 0 for a share", rest.get("range"))
+        members, _ = self._shares.setdefault(among, ([], place))
+        if members and shape_of(members[0]) != shape_of(own):
+            raise place.fail(f"shares of one shape for {among}", value)
+        members.append(own)
+        return Share(own, members)
 
     def _choice(
         self, value: dict[str, object], declared: Parameter | None, name: str, place: Place

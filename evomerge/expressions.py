@@ -1,4 +1,4 @@
-"""What may stand for a number in a search space: constants, holes, curves and products."""
+"""What may stand for a number in a search space: constants, holes, curves, shares and products."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Hole:
     init: Any
     step: float | None = None
     log: bool = False
-    choices: tuple[Value, ...] = ()
+    choices: tuple[Any, ...] = ()
 
     @property
-    def reach(self) -> tuple[Value, ...]:
+    def reach(self) -> tuple[Any, ...]:
         """The ends of the range, or all choices."""
         return self.choices or (self.low, self.high)
 
@@ -70,26 +70,54 @@ class Reference:
 
 @dataclass(frozen=True)
 class Curve:
-    """Knots over depth for each module group; a group that has no layers has one knot."""
+    """Anchors over depth for each module group; a group that has no layers has one.
 
-    knots: Mapping[str, tuple[str, ...]]  # group → names of holes
+    Of a curve in blocks, there is an anchor for every layer, and those of a block are one hole.
+    """
+
+    knots: Mapping[str, tuple[str, ...]]  # group → names of holes, anchor by anchor
     filters: tuple[Filter, ...]
 
     def number(self, values: Values) -> dict[str, list[float]]:
-        """Return the knots of each group."""
+        """Return the anchors of each group."""
         return {group: [values[name] for name in names] for group, names in self.knots.items()}
 
     @property
     def shape(self) -> dict[str, int]:
-        """The number of knots of each group."""
+        """The number of anchors of each group."""
         return {group: len(names) for group, names in self.knots.items()}
+
+
+@dataclass(frozen=True)
+class Share:
+    """A hole or curve over the sum of all that share with it, which are above 0.
+
+    The shares of a space sum to one: of curves, anchor by anchor and so at every depth.
+    """
+
+    own: Reference | Curve
+    members: list[Reference | Curve]  # filled while the space is read
+
+    def number(self, values: Values) -> Any:
+        """Return the share: a number, or the anchors of each group."""
+        own: Any = self.own.number(values)
+        others: list[Any] = [one.number(values) for one in self.members]
+        if not isinstance(own, dict):
+            return own / math.fsum(others)
+        return {
+            group: [
+                anchor / math.fsum(other[group][index] for other in others)
+                for index, anchor in enumerate(anchors)
+            ]
+            for group, anchors in own.items()
+        }
 
 
 @dataclass(frozen=True)
 class Product:
     """The product of numbers and curves; all its curves have one shape."""
 
-    factors: tuple[Constant | Reference | Curve, ...]
+    factors: tuple[Factor, ...]
 
     def number(self, values: Values) -> Any:
         """Return the product: a number, or knots of each group."""
@@ -111,7 +139,8 @@ class Product:
         return {group: [scale * knot for knot in knots] for group, knots in curve.items()}
 
 
-Expression = Constant | Reference | Curve | Product
+Factor = Constant | Reference | Curve | Share
+Expression = Factor | Product
 
 
 @dataclass(frozen=True)
@@ -134,15 +163,24 @@ OpenSetting = Expression | OpenGradient | Filtered
 def curve_of(expression: Expression) -> Curve | None:
     """Return the first curve in an expression, which says how its knots become filters."""
     parts = expression.factors if isinstance(expression, Product) else (expression,)
-    return next((part for part in parts if isinstance(part, Curve)), None)
+    plain = (part.own if isinstance(part, Share) else part for part in parts)
+    return next((part for part in plain if isinstance(part, Curve)), None)
+
+
+def shape_of(expression: Expression) -> dict[str, int] | None:
+    """Return the number of anchors of each group; None where an expression has no curve."""
+    curve = curve_of(expression)
+    return None if curve is None else curve.shape
 
 
 def names_in(expression: Expression) -> list[str]:
-    """Return the names of the holes in an expression."""
+    """Return the names of the holes in an expression, each once."""
+    if isinstance(expression, Share):
+        return names_in(expression.own)
     if isinstance(expression, Product):
         return [name for factor in expression.factors for name in names_in(factor)]
     if isinstance(expression, Curve):
-        return [name for names in expression.knots.values() for name in names]
+        return list(dict.fromkeys(one for names in expression.knots.values() for one in names))
     return [expression.name] if isinstance(expression, Reference) else []
 
 
@@ -150,6 +188,8 @@ def reach(expression: Expression, holes: Mapping[str, Hole]) -> Sequence[Value]:
     """Return the extreme values of an expression; all values where it is a single choice."""
     if isinstance(expression, Constant):
         return [expression.value]
+    if isinstance(expression, Share):
+        return [0.0, 1.0]
     if not isinstance(expression, Product):
         return [value for name in names_in(expression) for value in holes[name].reach]
     ends: Sequence[Value] = [1.0]

@@ -12,14 +12,8 @@ from evomerge.expressions import Hole
 from evomerge.genome import Genome
 from evomerge.module_groups import Architecture
 from evomerge.recipe import resolve
-from evomerge.search_space import (
-    Inputs,
-    SearchSpace,
-    load_space,
-    parse_space,
-    space_folder,
-    space_names,
-)
+from evomerge.search_space import Inputs, SearchSpace
+from evomerge.space_reader import load_space, parse_space, space_folder, space_names
 from tests.tiny_models import llama_shapes
 
 PLACE = Place("space.yaml", SpaceError)

@@ -1,6 +1,7 @@
 """Every file of search_spaces/ is a space whose points are legal recipes, here and in mergekit."""
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from evomerge.merger import Merger
 from evomerge.merger.prepare import GRID
 from evomerge.module_groups import Architecture
 from evomerge.recipe import Recipe, parse_recipe, resolve
-from evomerge.search_space import Inputs, SearchSpace, load_space, parse_space, space_folder
+from evomerge.search_space import EITHER, Inputs, SearchSpace
+from evomerge.space_reader import load_space, parse_space, space_folder
 from tests.mergekit_oracle import relative_error, run_mergekit, ulps_of
 from tests.reference import expected
 from tests.tiny_models import PLACE as RECIPE_PLACE
@@ -25,7 +27,8 @@ PLACE = Place("the registry", SpaceError)
 FILES = sorted(path.stem for path in space_folder().glob("*.yaml"))
 NAMES = tuple(sorted(llama_shapes()))
 FIXED = ("slerp",)  # methods of two models
-CASES = [(name, experts) for name in FILES for experts in ((1, 2) if name in FIXED else (1, 2, 3))]
+EXPERTS = {"slerp": (1, 2), "shares": (2, 3)}  # how many a space takes, where not any number
+CASES = [(name, experts) for name in FILES for experts in EXPERTS.get(name, (1, 2, 3))]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,9 @@ def test_there_is_a_space_for_every_method() -> None:
 def test_the_file_says_what_it_is(name: str) -> None:
     text = (space_folder() / f"{name}.yaml").read_text()
     assert text.startswith("# ")
-    assert len(text.splitlines()) <= 20
+    assert re.search(r"imension", text.partition("\nmerge_method")[0]), "how large it is"
+    assert re.search(r"\d+ trials", text), "which budget suits it"
+    assert len(text.splitlines()) <= 22
 
 
 @pytest.mark.parametrize(("name", "experts"), CASES)
@@ -81,10 +86,16 @@ def test_its_points_are_legal_recipes(name: str, experts: int) -> None:
 def test_every_hole_matters(name: str, experts: int) -> None:
     space = space_of(name, experts)
     middle = Genome(space.holes).from_unit([0.4] * len(space.holes))
-    before = resolve(space.decode(middle), NAMES)
     for hole in space.holes:
-        after = resolve(space.decode(middle | {hole.name: hole.high}), NAMES)
-        assert any(not np.array_equal(before[key], after[key]) for key in before), hole.name
+        branch = hole.name.partition(".")[0]
+        chosen = {EITHER: branch} if any(branch == one.name for one in space.branches) else {}
+        before = space.decode(middle | chosen)
+        after = space.decode(middle | chosen | {hole.name: hole.high})
+        if hole.name == EITHER:
+            assert after.merge_method != before.merge_method
+            continue
+        tables = [resolve(one, NAMES) for one in (before, after)]
+        assert any(not np.array_equal(tables[0][key], tables[1][key]) for key in tables[0]), hole
 
 
 @pytest.mark.parametrize(("name", "experts"), CASES)
@@ -107,8 +118,8 @@ def test_baselines_are_points_of_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIXED)
 def test_two_models_only(name: str) -> None:
-    assert space_of(name, 1).base_model == "/models/base"
-    assert space_of(name, 2).base_model == "/models/a"
+    assert space_of(name, 1).branches[0].base_model == "/models/base"
+    assert space_of(name, 2).branches[0].base_model == "/models/a"
     with pytest.raises(SpaceError, match="none for a at models"):
         space_of(name, 3)
 
@@ -132,6 +143,8 @@ def test_exported_recipes_give_the_same_model_in_mergekit(
     merger = Merger(opened(family, *models), result_dtype="float32")
     for number, values in enumerate(points(space, 2)):
         recipe = space.decode(values)
+        if recipe.method.stochastic:
+            continue
         data = exported(recipe, tmp_path) | {"out_dtype": "float32"}
         theirs = run_mergekit(data, tmp_path / str(number))
         ours = merger.materialize(recipe)
