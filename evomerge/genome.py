@@ -13,6 +13,7 @@ import numpy.typing as npt
 from evomerge.expressions import Hole, Values, snap
 
 Vector = npt.NDArray[np.float64]
+_ROUNDING = 1e-12  # of a number on its way to [0, 1] and back
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,12 @@ class Genome:
         """Return the point of [0, 1]^d that `from_unit` maps to these values."""
         return np.array([_to_unit(hole, values[hole.name]) for hole in self.holes])
 
-    def distance(self, one: Values, other: Values) -> float:
-        """Return the largest difference of two points along one axis of [0, 1]^d."""
-        return float(np.abs(self.to_unit(one) - self.to_unit(other)).max())
+    def near(self, vector: Vector, values: Values, tolerance: float) -> bool:
+        """Return whether values are what `from_unit` makes of a point at most `tolerance` away."""
+        return all(
+            _near(hole, float(unit), values[hole.name], tolerance)
+            for hole, unit in zip(self.holes, vector, strict=True)
+        )
 
 
 def _from_unit(hole: Hole, unit: float) -> Any:
@@ -63,6 +67,12 @@ def _to_unit(hole: Hole, value: Any) -> float:
     if hole.log:
         return math.log(value / hole.low) / math.log(hole.high / hole.low)
     return float((value - hole.low) / (hole.high - hole.low))
+
+
+def _near(hole: Hole, unit: float, value: Any, tolerance: float) -> bool:
+    ends = (min(max(unit + way * tolerance, 0.0), 1.0) for way in (-1, 1))
+    low, high = (_to_unit(hole, _from_unit(hole, end)) for end in ends)
+    return low - _ROUNDING <= _to_unit(hole, value) <= high + _ROUNDING
 
 
 def describe(holes: Sequence[Hole]) -> list[Mapping[str, object]]:

@@ -20,6 +20,8 @@ from evomerge.expressions import Values
 from evomerge.genome import Genome
 
 AUTO = "auto"
+_FEW_DIMENSIONS = 32
+_FEW_TRIALS = 150
 
 
 class OptimizerSettings(BaseModel):
@@ -71,14 +73,14 @@ def get(name: object, place: Place) -> ModuleType:
 def choose(genome: Genome, trials: int) -> str:
     """Return the optimizer that `auto` stands for.
 
-    Choices ask for TPE; few dimensions and few trials for a Gaussian process, whose cost grows with
-    the cube of the trials; everything else for CMA-ES.
+    Choices ask for mixed CMA-ES; few dimensions and few trials for a Gaussian process, whose cost
+    grows with the cube of the trials; everything else for CMA-ES.
     """
     if not genome.numeric:
-        return "tpe"
-    if len(genome) == 1 or (len(genome) <= 32 and trials <= 150):
+        return "cma_mixed"
+    if len(genome) <= _FEW_DIMENSIONS and trials <= _FEW_TRIALS:
         return "gp"
-    return "cma_es"
+    return "cma_es" if len(genome) > 1 else "cma_mixed"
 
 
 def create(

@@ -1,7 +1,7 @@
 """Optuna's samplers as optimizers that can be replayed.
 
-For each slot a fresh in-memory study is filled with the points told so far and asked once, by a
-sampler seeded from (seed, slot); nothing of a sampler lives longer than that.
+An in-memory study holds the points told so far; every slot is asked of a new sampler seeded from
+(seed, slot), of which nothing lives longer than that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from evomerge.expressions import Hole, Values, snap
 from evomerge.genome import Genome
@@ -39,7 +39,11 @@ def distribution(hole: Hole) -> BaseDistribution:
 
 
 class ReplayedSampler:
-    """An optimizer that asks a freshly seeded Optuna sampler for every slot."""
+    """An optimizer that asks a freshly seeded Optuna sampler for every slot.
+
+    What has been asked is at once a failed trial of the study, which no sampler looks at: the trial
+    that counts is the one that is told.
+    """
 
     def __init__(
         self,
@@ -52,32 +56,32 @@ class ReplayedSampler:
         self._genome = genome
         self._seed = seed
         self._distributions = {hole.name: distribution(hole) for hole in genome.holes}
-        self._known = [self._trial(point.values, point.fitness) for point in start]
-        self._start = len(start)
+        self._study = optuna.create_study(direction="maximize", sampler=make_sampler(0))
+        for point in start:
+            self._add(point.values, point.fitness)
 
-    def _trial(self, values: Values, fitness: float | None) -> FrozenTrial:
-        return create_trial(
-            state=TrialState.FAIL if fitness is None else TrialState.COMPLETE,
-            value=fitness,
-            params=dict(values),
-            distributions=self._distributions,
-        )
+    def _add(self, values: Values, fitness: float | None) -> None:
+        if fitness is not None:
+            trial = create_trial(
+                value=fitness, params=dict(values), distributions=self._distributions
+            )
+            self._study.add_trial(trial)
 
     def horizon(self, slot: int) -> int:
         """Return the slot itself: a model wants all that is known."""
         return slot
 
     def ask(self, slot: int) -> dict[str, Any]:
-        """Ask a new sampler, in a new study that knows what has been told."""
+        """Ask a new sampler, in the study that knows what has been told."""
         state = np.random.SeedSequence([self._seed, slot]).generate_state(1)
-        study = optuna.create_study(direction="maximize", sampler=self._make_sampler(int(state[0])))
-        study.add_trials(self._known[: self._start + slot])
-        asked = study.ask(self._distributions)
+        self._study.sampler = self._make_sampler(int(state[0]))
+        asked = self._study.ask(self._distributions)
+        self._study.tell(asked, state=TrialState.FAIL)
         return {hole.name: _tidy(hole, asked.params[hole.name]) for hole in self._genome.holes}
 
     def tell(self, slot: int, values: Values, fitness: float | None) -> None:
         """Remember the slot."""
-        self._known.append(self._trial(values, fitness))
+        self._add(values, fitness)
 
     def recommend(self) -> int | None:
         """Return None: the best trial is all there is."""

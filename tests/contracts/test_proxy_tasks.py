@@ -11,9 +11,10 @@ import torch
 
 from evomerge import plugins, proxy_tasks
 from evomerge.errors import DataError, InputError, Place
-from evomerge.models import LiveModel, Tokenizer, load_tokenizer
+from evomerge.models import LiveModel, load_tokenizer
 from evomerge.proxy_tasks import ItemScores, Task, TaskSettings
 from evomerge.proxy_tasks._data import Row, read_rows
+from evomerge.tokenizer_files import Tokenizer
 from tests.architectures import live
 
 PLACE = Place("study.yaml", DataError, "tasks.one")
