@@ -9,11 +9,13 @@ from typing import Any
 from evomerge.checkpoints import ModelRef
 from evomerge.errors import CandidateError, Place, RecipeError
 from evomerge.evaluator import Split
+from evomerge.expressions import Hole, Values, snap
 from evomerge.fitness import Fitness, TaskScores, best_of, mean_scores
 from evomerge.merger import Progress
 from evomerge.recipe import Recipe, parse_recipe
+from evomerge.study.item_scores import pack, unpack
 from evomerge.study.scorer import Scorer
-from evomerge.study.store import Store, pack, unpack
+from evomerge.study.store import Store
 
 LINE = tuple(round(0.1 * step, 1) for step in range(1, 16))  # task-arithmetic scales tried
 _TIES_DENSITY = 0.2  # of the TIES paper
@@ -218,3 +220,30 @@ def starting_points(
         if point is not None and point not in points:
             points.append(point)
     return points
+
+
+def carried_over(
+    recorded: Sequence[Values], holes: Sequence[Hole], points: Sequence[Values]
+) -> list[dict[str, Any]]:
+    """Return the points of another study in this space, less those that are among `points`.
+
+    A hole that the other study did not have takes its init, a number outside its range the nearest
+    one in it; a point that shares no hole with the space is left out.
+    """
+    found: list[dict[str, Any]] = []
+    for values in recorded:
+        point = {hole.name: _carried(hole, values.get(hole.name)) for hole in holes}
+        shared = any(hole.name in values for hole in holes)
+        if shared and point not in points and point not in found:
+            found.append(point)
+    return found
+
+
+def _carried(hole: Hole, value: object) -> Any:
+    if hole.kind == "categorical":
+        same = [one for one in hole.choices if type(one) is type(value) and one == value]
+        return same[0] if same else hole.init
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return hole.init
+    number = snap(value, hole.low, hole.high, hole.step)
+    return int(number) if hole.kind == "int" else float(number)

@@ -17,13 +17,15 @@ from evomerge.errors import CheckpointError, DataError, Found, Place, SpaceError
 from evomerge.evaluator import Split, TaskItems, draw_items
 from evomerge.files import load_yaml
 from evomerge.genome import Genome
-from evomerge.models import Tokenizer, check_runnable, load_tokenizer
+from evomerge.models import check_runnable, load_tokenizer
 from evomerge.module_groups import Architecture
 from evomerge.optimizers import OptimizerSettings
 from evomerge.proxy_tasks import TaskSettings
 from evomerge.proxy_tasks._data import read_rows
-from evomerge.search_space import Inputs, SearchSpace, load_space, parse_space
+from evomerge.search_space import Inputs, SearchSpace
+from evomerge.space_reader import load_space, parse_space
 from evomerge.study.schema import read_settings
+from evomerge.tokenizer_files import Tokenizer
 
 _KEYS = ("models", "space", "tasks", "splits", "search", "fitness")
 _NAME = re.compile(r"[A-Za-z][\w-]*\Z")
@@ -215,10 +217,11 @@ class CheckedStudy:
     optimizer: str  # never auto
 
 
-def check_study(file: StudyFile) -> CheckedStudy:
+def check_study(file: StudyFile, trust: bool = False) -> CheckedStudy:
     """Open the checkpoints, bind the space to them, read and draw the items.
 
-    Raises the error of whatever is wrong, before any weight is read.
+    The checkpoints' own code runs only where `trust` is set. Raises the error of whatever is wrong,
+    before any weight is read.
     """
     refs = file.refs
     here = file.place / "models"
@@ -233,8 +236,9 @@ def check_study(file: StudyFile) -> CheckedStudy:
     dtypes = [FLOATING[opened[0].tensors[name].dtype] for name in merged]
     space = bind_space(file, merged, max(dict.fromkeys(dtypes), key=dtypes.count))
     for one in opened:
-        check_runnable(one.folder, {name: info.shape for name, info in one.tensors.items()})
-    tokenizer = load_tokenizer(opened[0].folder)
+        shapes = {name: info.shape for name, info in one.tensors.items()}
+        check_runnable(one.folder, shapes, trust)
+    tokenizer = load_tokenizer(opened[0].folder, trust)
     tasks = tuple(_items(file, name, settings) for name, settings in file.tasks.items())
     optimizer = _optimizer(file, space)
     return CheckedStudy(file, refs, tuple(opened), space, merged, tasks, tokenizer, optimizer)

@@ -11,10 +11,11 @@ from evomerge.fitness import TaskScores, mean_correct, mean_scores, normalized_a
 from evomerge.merger import Progress
 from evomerge.search_space import SearchSpace
 from evomerge.study.baselines import Baselines, Row, row_scores
+from evomerge.study.rows import TrialRecord
 from evomerge.study.scorer import Scorer
-from evomerge.study.store import Store, TrialRecord
+from evomerge.study.store import Store
 
-_TOP = 5  # best trials on the search split that are scored again
+TOP = 5  # best trials on the search split that are scored again
 
 
 def finish_study(
@@ -100,15 +101,17 @@ def _finalists(trials: Sequence[TrialRecord], recommended: int | None) -> list[T
     return best + others
 
 
-def best_trials(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+def best_trials(trials: Sequence[TrialRecord], count: int = TOP) -> list[TrialRecord]:
     """Return the best different trials on the search split, best first."""
     done = [one for one in trials if one.fitness is not None]
     order = sorted(done, key=lambda one: (-(one.fitness or 0.0), one.slot))
     found: list[TrialRecord] = []
     for one in order:
+        if len(found) == count:
+            break
         if all(one.values != other.values for other in found):
             found.append(one)
-    return found[:_TOP]
+    return found
 
 
 def _report_row(

@@ -8,21 +8,23 @@ from functools import cached_property
 import torch
 
 from evomerge.checkpoints import Checkpoint, ModelRef
+from evomerge.devices import best_device
 from evomerge.errors import CandidateError, Place, RecipeError
 from evomerge.evaluator import Evaluator, Split, TaskItems
 from evomerge.fitness import TaskScores
 from evomerge.language_model import Ensemble
 from evomerge.merger import Merger, Progress
 from evomerge.merger.inputs import Memory
-from evomerge.models import LiveModel, Tokenizer, best_device, use_threads
+from evomerge.models import LiveModel, use_threads
 from evomerge.recipe import Recipe, parse_recipe
+from evomerge.tokenizer_files import Tokenizer
 
 
 class Scorer:
     """The input models in memory, the one live candidate, and the tasks to score it on.
 
     The configuration of `checkpoints[0]`, the base, serves every candidate. Raises CheckpointError
-    where the models cannot be merged in memory or scored.
+    where the models cannot be merged in memory or scored. `trust` lets their own code run.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Scorer:
         result_dtype: str | None = None,
         device: str | None = None,
         memory: Memory = "auto",
+        trust: bool = False,
         progress: Progress = lambda text, done, total: None,
     ) -> None:
         first = checkpoints[0]
@@ -41,6 +44,7 @@ class Scorer:
         self._checkpoints = list(checkpoints)
         self._evaluator = Evaluator(tasks, tokenizer)
         self._device = best_device(device)
+        self._trust = trust
         self.merger = Merger(
             checkpoints,
             result_dtype=result_dtype,
@@ -53,13 +57,14 @@ class Scorer:
 
     @cached_property
     def _candidate(self) -> LiveModel:
-        return LiveModel(self._checkpoints[0].folder, self.merger.output, self._device)
+        folder = self._checkpoints[0].folder
+        return LiveModel(folder, self.merger.output, self._device, self._trust)
 
     @cached_property
     def _inputs(self) -> dict[ModelRef, LiveModel]:
         return {
             checkpoint.ref: LiveModel(
-                checkpoint.folder, self.merger.input(checkpoint.ref), self._device
+                checkpoint.folder, self.merger.input(checkpoint.ref), self._device, self._trust
             )
             for checkpoint in self._checkpoints
         }

@@ -1,8 +1,10 @@
-"""Nothing is lost: a study that is killed and resumed is the study that was never interrupted."""
+"""Nothing is lost: a study that is killed and resumed is the study that was never interrupted.
+
+Here with real models; tests/study/test_every_commit.py and test_kills.py die more often, without.
+"""
 
 import json
 import random
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,25 +16,11 @@ import optuna
 import pytest
 
 from evomerge.study import loop
-from evomerge.study.store import Store
 from tests.conftest import run_cli
+from tests.study.fake_study import Silent
 
 KILLS = 10
 TRIALS = 30
-
-
-class Silent:
-    """A watcher that keeps nothing but the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def stage(self, text: str, done: int, total: int) -> None: ...
-
-    def trial(self, done: int, total: int, best: float | None, seconds: float | None) -> None: ...
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def recorded(folder: Path, name: str) -> list[tuple[Any, ...]]:
@@ -89,60 +77,6 @@ def test_ten_kills_change_nothing(family: Path, tmp_path: Path) -> None:
     assert one == other
     for name in ("report.json", "recipe.yaml"):
         assert (whole / "runs/s" / name).read_text() == (cut / "runs/s" / name).read_text()
-
-
-class Death(BaseException):
-    """Stands for the end of the process at one write to the database."""
-
-
-@pytest.mark.parametrize("optimizer", ["cma_es", "gp"])
-def test_death_at_any_write(
-    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
-) -> None:
-    study = family / "study.yaml"
-    text = study.read_text().replace("cma_es", optimizer).replace("per_layer", "task_arithmetic")
-    study.write_text(text)
-    monkeypatch.chdir(tmp_path)
-    options: dict[str, Any] = {"url": None, "device": "cpu", "watcher": Silent()}
-    trials = 14 if optimizer == "gp" else 30
-    loop.search(study, "s", trials=trials, seed=3, **options)
-    expected = recorded(tmp_path, "s")
-    report = (Store.open("s", None)).get("report")
-    shutil.rmtree("runs")
-
-    writes = {name: getattr(Store, name) for name in ("set", "propose", "finish")}
-    chance = random.Random(optimizer)
-    left = 0
-
-    def mortal(name: str) -> Any:
-        def write(store: Store, *arguments: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                raise Death  # before the write
-            result = writes[name](store, *arguments)
-            if left == -1:
-                raise Death  # after it
-            return result
-
-        return write
-
-    for name in writes:
-        monkeypatch.setattr(Store, name, mortal(name))
-    deaths = 0
-    while True:
-        left = chance.randint(0, 25)
-        try:
-            if Path("runs/s/study.db").exists():
-                loop.resume("s", trials=None, **options)
-            else:
-                loop.search(study, "s", trials=trials, seed=3, **options)
-            break
-        except Death:
-            deaths += 1
-    assert deaths >= 4
-    assert recorded(tmp_path, "s") == expected
-    assert Store.open("s", None).get("report") == report
 
 
 def test_a_failing_candidate_is_a_failed_trial_and_replays(

@@ -13,7 +13,8 @@ import pytest
 from evomerge.errors import EvomergeError, StudyError
 from evomerge.evaluator import SPLITS
 from evomerge.study import loop, view
-from evomerge.study.store import Store, only_writer, pack, unpack
+from evomerge.study.item_scores import pack, unpack
+from evomerge.study.store import Store, only_writer
 from tests.conftest import copy_family
 from tests.study.test_crash import Silent, recorded
 

@@ -1,0 +1,313 @@
+"""Where studies live: SQLite files and PostgreSQL servers, their single writer, their errors."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    func,
+    inspect,
+    make_url,
+    select,
+    text,
+)
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from evomerge.errors import StudyError, first_line
+from evomerge.study import rows, tables
+
+BUSY_SECONDS = 60  # a reader of an SQLite file may keep the writer waiting this long
+_KINDS = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+_SECRETS = ("password", "sslpassword")
+# A server notices within a minute that a writer's machine is gone, and never drops an idle one.
+_ALIVE = {
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+    "idle_session_timeout": "0",
+}
+
+T = TypeVar("T")
+
+
+def shown(url: str) -> str:
+    """Return a database's URL without any password, to be named in messages."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return re.sub(r"//([^/@]*):[^/]*@", r"//\1:***@", url)
+    if parsed.get_backend_name() == "sqlite":
+        return url
+    hidden = {key: "***" for key in _SECRETS if key in parsed.query}
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def command(verb: str, name: str | None, url: str | None, options: str = "") -> str:
+    """Return a command that does something with a study, to be named in messages.
+
+    It can be run as it stands; a password, which is never shown, goes into PGPASSWORD.
+    """
+    words = ["evomerge", verb, *([name] if name else []), *([options] if options else [])]
+    if url is None:
+        return f"`{' '.join(words)}`"
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return f"`{' '.join(words)} --storage …`"
+    if parsed.get_backend_name() != "sqlite":
+        secret = parsed.password is not None or "password" in parsed.query
+        words = (["PGPASSWORD=…"] if secret else []) + words
+        parsed = parsed.difference_update_query(_SECRETS)
+        without = URL.create(parsed.drivername, parsed.username, None, *parsed[3:])
+        url = without.render_as_string(hide_password=False)
+    return f"`{' '.join(words)} --storage {shlex.quote(url)}`"
+
+
+class Database:
+    """A database by its URL.
+
+    A connection is made for each transaction, or with `keep` once for all until `close`.
+    """
+
+    def __init__(self, url: str, *, keep: bool = False) -> None:
+        self.url = url
+        self._pool = None if keep else NullPool
+        self.name = shown(url)
+        try:
+            parsed = make_url(url)
+            kind = parsed.get_backend_name()
+        except (ArgumentError, ValueError):
+            raise self._unopened(f"expected {_KINDS}") from None
+        if kind not in ("sqlite", "postgresql") or (kind == "sqlite" and not _is_file(parsed)):
+            raise self._unopened(f"expected {_KINDS}")
+        if parsed.drivername == "postgresql":  # SQLAlchemy's own choice is psycopg2
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        self._parsed = parsed
+
+    @property
+    def file(self) -> Path | None:
+        """The file of an SQLite database, None for a server."""
+        return Path(str(self._parsed.database)) if self._sqlite else None
+
+    @property
+    def _sqlite(self) -> bool:
+        return self._parsed.get_backend_name() == "sqlite"
+
+    def _unopened(self, reason: str) -> StudyError:
+        return StudyError(f"cannot open the database {self.name}: {reason}")
+
+    @cached_property
+    def _engine(self) -> Engine:
+        arguments: dict[str, Any] = {"timeout": BUSY_SECONDS}
+        if not self._sqlite:
+            given = self._parsed.query
+            wanted = {"connect_timeout": 10, "keepalives_idle": 30}
+            arguments = {key: value for key, value in wanted.items() if key not in given}
+        try:
+            engine = create_engine(self._parsed, connect_args=arguments, poolclass=self._pool)
+        except ImportError:
+            raise self._unopened(
+                "the driver of PostgreSQL is not installed; pip install 'evomerge[postgresql]'"
+            ) from None
+        except SQLAlchemyError as problem:
+            raise self._unopened(self._reason(problem)) from None
+        if self._sqlite:
+            event.listen(engine, "connect", _leave_transactions_to_us)
+            event.listen(engine, "begin", _begin)
+        return engine
+
+    def _reason(self, problem: BaseException) -> str:
+        reason = first_line(getattr(problem, "orig", None) or problem)
+        for secret in (self._parsed.password, *map(self._parsed.query.get, _SECRETS)):
+            if isinstance(secret, str) and secret:
+                reason = reason.replace(secret, "***")
+        return reason
+
+    def read(self, action: Callable[[Connection], T]) -> T:
+        """Read in one transaction that sees one state of the database."""
+        options = {} if self._sqlite else {"isolation_level": "REPEATABLE READ"}
+        return self._try(action, options)  # closing the connection ends the transaction
+
+    def write(self, action: Callable[[Connection], T]) -> T:
+        """Write in one transaction, again while somebody else keeps the database locked."""
+
+        def committed(connection: Connection) -> T:
+            with connection.begin():
+                return action(connection)
+
+        return self._try(committed, {"evomerge_begin": "BEGIN IMMEDIATE"})
+
+    def _try(self, action: Callable[[Connection], T], options: dict[str, Any]) -> T:
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                with self._engine.connect() as connection:
+                    return action(connection.execution_options(**options))
+            except IntegrityError:
+                raise
+            except SQLAlchemyError as problem:
+                locked = self._sqlite and "locked" in self._reason(problem)
+                if not locked or time.monotonic() > deadline:
+                    raise StudyError(
+                        f"the database {self.name} failed: {self._reason(problem)}"
+                    ) from None
+                time.sleep(0.05)
+
+    def has_tables(self) -> bool:
+        """Whether Optuna's tables are there; StudyError where they are of another version."""
+
+        def found(connection: Connection) -> str | None:
+            there = inspect(connection).has_table("alembic_version")
+            return rows.schema(connection) if there else None
+
+        try:
+            with self._engine.connect() as connection:
+                version = found(connection)
+        except SQLAlchemyError as problem:
+            raise self._unopened(self._reason(problem)) from None
+        if version not in (None, tables.SCHEMA):
+            raise self._unopened(
+                f"expected tables {tables.SCHEMA} of Optuna, got {version}; "
+                "install the Optuna that this version of evomerge asks for"
+            )
+        return version is not None
+
+    def make_tables(self) -> None:
+        """Make Optuna's tables where they are missing."""
+        from optuna.storages import RDBStorage
+
+        if self.has_tables():
+            return
+        whole = self._parsed.render_as_string(hide_password=False)
+        escaped = whole.replace("{", "{{").replace("}", "}}")  # Optuna fills in such a template
+        try:
+            with self._engine.connect() as connection:
+                if not self._sqlite:  # two processes may meet here
+                    connection.execute(select(func.pg_advisory_xact_lock(_key("the tables"))))
+                storage = RDBStorage(escaped)
+                storage.remove_session()
+                storage.engine.dispose()
+        except (SQLAlchemyError, RuntimeError) as problem:
+            raise self._unopened(self._reason(problem)) from None
+
+    def make_faster(self) -> None:
+        """Let an SQLite file be written without waiting for readers or, at each commit, the disk.
+
+        What a power cut can undo is whole transactions, the last ones, which a resume does again.
+        A file system that cannot do it is as slow as before.
+        """
+        if self._sqlite:
+            with contextlib.suppress(SQLAlchemyError), self._engine.connect() as connection:
+                connection.execution_options(evomerge_begin="SELECT 1")  # not in a transaction
+                connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def only_writer(self, name: str) -> Iterator[Callable[[], None]]:
+        """Hold a study's lock, which is dropped when this process ends in any way.
+
+        Yields what raises StudyError where the lock has been lost since. On SQLite it is a lock on
+        a file beside the database, on a server one that lives as long as its connection. Raises
+        StudyError where another process holds it.
+        """
+        if self.file is not None:
+            with _file_lock(self.file, name):
+                yield lambda: None
+            return
+        try:
+            with self._engine.connect() as connection:  # which closes, and so drops the lock
+                connection.execution_options(isolation_level="AUTOCOMMIT")
+                with self._server_lock(connection, name) as check:
+                    yield check
+        except SQLAlchemyError as problem:
+            raise self._unopened(self._reason(problem)) from None
+
+    @contextlib.contextmanager
+    def _server_lock(self, connection: Connection, name: str) -> Iterator[Callable[[], None]]:
+        settings = text(
+            "SELECT set_config(name, :value, false) FROM pg_settings WHERE name = :name"
+        )
+        connection.execute(settings, [{"name": key, "value": _ALIVE[key]} for key in _ALIVE])
+        if not connection.execute(select(func.pg_try_advisory_lock(_key(name)))).scalar_one():
+            raise _busy(name)
+
+        def check() -> None:
+            try:
+                connection.execute(text("SELECT 1"))
+            except SQLAlchemyError as problem:
+                raise StudyError(
+                    f"the connection that held the lock on {name} was lost: "
+                    f"{self._reason(problem)}; go on with {command('resume', name, self.url)}"
+                ) from None
+
+        yield check
+
+
+def _is_file(parsed: URL) -> bool:
+    return bool(parsed.database) and parsed.database != ":memory:" and "uri" not in parsed.query
+
+
+def _leave_transactions_to_us(connection: Any, record: object) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def _begin(connection: Connection) -> None:
+    begin = connection.get_execution_options().get("evomerge_begin", "BEGIN")
+    connection.exec_driver_sql(begin)
+
+
+def _key(name: str) -> int:
+    """Return the number by which a server knows a study's lock."""
+    digest = hashlib.sha256(f"evomerge {name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+@contextlib.contextmanager
+def _file_lock(path: Path, name: str) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.with_name(f".{path.name}.{name}.lock").open("a+")
+    except OSError as problem:
+        raise StudyError(f"cannot write to {path.parent}: {problem.strerror}") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise _busy(name) from None
+        yield
+
+
+@contextlib.contextmanager
+def making(path: Path | None) -> Iterator[None]:
+    """Wait until no other process makes this SQLite file; a server sees to it itself."""
+    if path is None:
+        yield
+        return
+    with path.with_name(f".{path.name}.lock").open("a+") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _busy(name: str) -> StudyError:
+    return StudyError(
+        f"the study {name} is being run by another process; wait for it or stop it first"
+    )
