@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 HEAD = "lm_head.weight"
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
 _HUB_PICKLED = ["pytorch_model*.bin", "adapter_model.bin"]  # where there are no safetensors
 _HUB_COPIES = ["*/*", "consolidated*"]  # the same weights in other formats
 _WHOLE = {

@@ -12,16 +12,30 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from evomerge import __version__
 from evomerge.errors import EvomergeError
+from evomerge.options import (
+    Device,
+    Fork,
+    ForkStudy,
+    Json,
+    MemoryChoice,
+    NameArgument,
+    OutDir,
+    Recipe,
+    Resume,
+    ShardSize,
+    Storage,
+    StudyArgument,
+    Trials,
+    Trust,
+)
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from evomerge.progress import Bars
 
 app = typer.Typer(
@@ -31,20 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="study file")]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="name of a study")]
-Storage = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="database of the study (SQLite in runs/NAME by default)"),
-]
-Trials = Annotated[int | None, typer.Option(min=1, help="trials in all")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 … (CUDA where there is one)")]
-MemoryChoice = Annotated[
-    Literal["auto", "device", "host", "disk"],
-    typer.Option(help="where the input models lie (the first of the others that they fit)"),
-]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def main() -> None:
@@ -60,13 +60,6 @@ def main() -> None:
         sys.exit(1)
 
 
-def _out() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
 def _say(text: str) -> None:
     typer.echo(text)
 
@@ -78,8 +71,8 @@ def _bars(hint: str = "") -> Iterator[Bars]:
     with Bars() as bars:
         try:
             yield bars
-        except KeyboardInterrupt:
-            bars.note(f"stopped{hint}")
+        except KeyboardInterrupt as problem:
+            bars.note(str(problem) or f"stopped{hint}")
             raise SystemExit(130) from None
 
 
@@ -109,22 +102,16 @@ def search(
     storage: Storage = None,
     device: Device = None,
     memory: MemoryChoice = "auto",
+    trust: Trust = False,
 ) -> None:
     """Launch a study; it lives in runs/NAME."""
     from evomerge.study import loop
-    from evomerge.study.store import command
 
     name = loop.default_name(study) if name is None else name
-    with _bars(f"; go on with {command('resume', name, storage)}") as bars:
+    machine: loop.Machine = {"device": device, "memory": memory, "trust": trust}
+    with _bars() as bars:
         report = loop.search(
-            study,
-            name,
-            trials=trials,
-            seed=seed,
-            url=storage,
-            device=device,
-            memory=memory,
-            watcher=bars,
+            study, name, trials=trials, seed=seed, url=storage, watcher=bars, **machine
         )
     _conclude(name, storage, report)
 
@@ -133,38 +120,42 @@ def search(
 def resume(
     name: NameArgument,
     trials: Trials = None,
+    fork: Fork = None,
+    study: ForkStudy = None,
     storage: Storage = None,
     device: Device = None,
     memory: MemoryChoice = "auto",
+    trust: Trust = False,
 ) -> None:
     """Go on with a study from its database; more --trials extend it."""
     from evomerge.study import loop
-    from evomerge.study.store import command
 
-    with _bars(f"; go on with {command('resume', name, storage)}") as bars:
+    machine: loop.Machine = {"device": device, "memory": memory, "trust": trust}
+    with _bars() as bars:
         report = loop.resume(
-            name, trials=trials, url=storage, device=device, memory=memory, watcher=bars
+            name, fork=fork, study=study, trials=trials, url=storage, watcher=bars, **machine
         )
-    _conclude(name, storage, report)
+    _conclude(fork or name, storage, report)
 
 
 def _conclude(name: str, url: str | None, report: dict[str, Any]) -> None:
     from evomerge.files import write_json, write_text
     from evomerge.report.html import write_html
     from evomerge.report.table import print_report
-    from evomerge.study.store import run_folder, storage_url
-    from evomerge.study.view import exported, trial_history
+    from evomerge.study.export import exported
+    from evomerge.study.store import database, run_folder
+    from evomerge.study.summary import trial_history
 
     folder = run_folder(name)
     write_text(folder / "recipe.yaml", exported(name, url, None))
     write_json(folder / "report.json", report)
     write_html(folder / "report.html", name, report, trial_history(name, url))
-    print_report(report, _out())
+    print_report(report)
     winner = report["winner"]
     _say(f"winner    {winner['name']}, weights {winner['weights']}")
     _say(f"recipe    {folder / 'recipe.yaml'}")
     _say(f"report    {folder / 'report.html'}, {folder / 'report.json'}")
-    _say(f"database  {storage_url(name, url)}")
+    _say(f"database  {database(name, url).name}")
     _say(f"next      {_command()} merge {folder / 'recipe.yaml'} {folder / 'model'}")
 
 
@@ -186,17 +177,14 @@ def status(
     storage: Storage = None,
 ) -> None:
     """List the studies of this folder, or show one: trials by state, best so far, speed."""
-    from evomerge.study import view
+    from evomerge.study import summary
 
-    names = [name] if name else view.studies(storage)
-    found = [view.status(one, storage) for one in names]
+    names = [name] if name else summary.studies(storage)
+    found = [summary.status(one, storage) for one in names]
     if as_json:
         _say(json.dumps(found[0] if name else found, indent=2))
-        return
-    if not found:
-        _say(f"no studies in {storage or 'runs/'}; begin one with: evomerge search STUDY.yaml")
-    for one in found:
-        _say(view.status_line(one))
+    else:
+        _say("\n".join(map(summary.status_line, found)) or summary.none_yet(storage))
 
 
 @app.command()
@@ -211,7 +199,7 @@ def export(
     """Print or write the winning recipe, at any moment, also while the study runs."""
     from evomerge.errors import StudyError
     from evomerge.files import write_text
-    from evomerge.study.view import exported
+    from evomerge.study.export import exported
 
     text = exported(name, storage, trial)
     if output is None:
@@ -225,25 +213,20 @@ def export(
 
 @app.command()
 def merge(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="merge recipe")],
-    out_dir: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="folder to make")],
+    recipe: Recipe,
+    out_dir: OutDir,
     device: Device = None,
+    shard_size: ShardSize = "4GB",
+    resume: Resume = False,
 ) -> None:
     """Write the merged model of a recipe as a Hugging Face folder."""
-    from evomerge.merger.write import write_model
-    from evomerge.models import best_device
-    from evomerge.slices import load_any_recipe
+    from evomerge.sizes import parse_size
 
-    loaded = load_any_recipe(recipe)
+    most = parse_size(shard_size, "--shard-size")
+    from evomerge.merger.write import merge_file
+
     with _bars() as bars:
-        digest = write_model(
-            loaded,
-            out_dir,
-            str(recipe),
-            device=best_device(device),
-            progress=bars.stage,
-            note=bars.note,
-        )
+        digest = merge_file(recipe, out_dir, device, most, resume, bars.stage, bars.note)
     _say(f"{out_dir} holds the merged model, weights {digest}")
 
 
@@ -255,12 +238,13 @@ def evaluate(
     as_json: Json = False,
     device: Device = None,
     memory: MemoryChoice = "auto",
+    trust: Trust = False,
 ) -> None:
     """Score a model or a recipe on a study's tasks."""
     from evomerge.study.view import evaluate as run
 
     with _bars() as bars:
-        found = run(model, study, split, device, memory, bars.stage)
+        found = run(model, study, split, device, memory, trust, bars.stage)
     if as_json:
         _say(json.dumps(found, indent=2))
         return
@@ -273,13 +257,13 @@ def evaluate(
 def report(name: NameArgument, as_json: Json = False, storage: Storage = None) -> None:
     """Show a finished study's table: the winner beside its baselines on the three splits."""
     from evomerge.report.table import print_report
-    from evomerge.study.view import stored_report
+    from evomerge.study.summary import stored_report
 
     found = stored_report(name, storage)
     if as_json:
         _say(json.dumps(found, indent=2))
     else:
-        print_report(found, _out())
+        print_report(found)
 
 
 @app.command(name="list")

@@ -13,9 +13,9 @@ import xxhash
 
 from evomerge.errors import Found, Place
 from evomerge.language_model import LanguageModel
-from evomerge.models import Tokenizer
 from evomerge.proxy_tasks import ItemScores, Task, TaskSettings, Vector
 from evomerge.proxy_tasks._data import Row
+from evomerge.tokenizer_files import Tokenizer
 
 Split = Literal["search", "select", "heldout"]
 SPLITS: tuple[Split, ...] = ("search", "select", "heldout")

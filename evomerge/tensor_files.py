@@ -19,6 +19,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 PICKLED = "pytorch_model.bin"
+_KEPT = 1 << 24  # bytes of tensors that are given before their files are let go of
 
 
 def find_tensors(folder: Path) -> dict[str, TensorInfo] | None:
@@ -77,16 +78,23 @@ class StoredTensors(Mapping[str, "torch.Tensor"]):
     """The tensors of some files by name, mapped into memory: nothing is read before it is touched.
 
     They are contiguous, in their storage dtype, and private: writing into one leaves the file as it
-    is. Each file is opened once, when the first of its tensors is asked for; its pages are the
-    system's to drop. Raises CheckpointError where a file is no longer what its header said.
+    is. A file is opened when one of its tensors is asked for, and safetensors are let go of now and
+    then, so that going through a model does not make all of it part of this process's memory.
+    Raises CheckpointError where a file is no longer what its header said.
     """
 
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         self._tensors = tensors
         self._files: dict[Path, Any] = {}
+        self._given: dict[str, torch.Tensor] = {}  # by the open files
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        if name in self._given:
+            return self._given[name]
         info = self._tensors[name]
+        if sum(one.nbytes for one in self._given.values()) >= _KEPT:
+            self._given.clear()
+            self._files = {file: one for file, one in self._files.items() if file.suffix == ".bin"}
         try:
             if info.file not in self._files:
                 self._files[info.file] = _opened(info.file)
@@ -101,6 +109,7 @@ class StoredTensors(Mapping[str, "torch.Tensor"]):
                 f"expected {info.dtype} of shape {list(info.shape)} for {name} as when "
                 f"{info.file} was opened, got {tensor.dtype} of shape {list(tensor.shape)}"
             )
+        self._given[name] = tensor
         return tensor
 
     def __iter__(self) -> Iterator[str]:

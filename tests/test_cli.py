@@ -198,7 +198,7 @@ def test_results_go_to_stdout_and_nothing_is_overwritten(family: Path, tmp_path:
 
 def test_list_names_everything(tmp_path: Path) -> None:
     from evomerge import merge_methods, optimizers, plugins, proxy_tasks
-    from evomerge.search_space import space_names
+    from evomerge.space_reader import space_names
 
     lines = run_cli("list", cwd=tmp_path).stdout.splitlines()
     names = {line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "}

@@ -1,7 +1,6 @@
 """Holes to vectors and back."""
 
 import json
-import math
 import random
 from typing import Any
 
@@ -51,7 +50,7 @@ def test_round_trip() -> None:
         for name in ("stepped", "coarse", "int", "choice"):
             assert again[name] == values[name]
             assert type(again[name]) is type(values[name])
-        assert GENOME.distance(values, again) < 1e-12
+        assert GENOME.near(unit, values, 1e-12)
 
 
 def test_densities_fall_on_the_merger_s_grid() -> None:
@@ -100,7 +99,20 @@ def test_descriptions_survive_json() -> None:
     )  # init is free
 
 
-def test_distance_is_the_largest_along_an_axis() -> None:
-    first = GENOME.from_unit([0.2] * 6)
-    second = first | {"plain": first["plain"] + 0.4, "log": first["log"] * 10}
-    assert GENOME.distance(first, second) == pytest.approx(max(0.1, math.log(10) / math.log(1e4)))
+def test_near_is_along_every_axis() -> None:
+    unit = np.full(6, 0.2)
+    values = GENOME.from_unit(unit)
+    assert GENOME.near(unit, values, 0)
+    assert GENOME.near(unit, values | {"plain": values["plain"] + 0.39}, 0.1)
+    assert not GENOME.near(unit, values | {"plain": values["plain"] + 0.41}, 0.1)
+    assert GENOME.near(unit, values | {"log": values["log"] * 10**0.39}, 0.1)
+    assert not GENOME.near(unit, values | {"log": values["log"] * 10**0.41}, 0.1)
+    assert not GENOME.near(unit, values | {"choice": 2}, 0.1)
+
+
+def test_near_allows_what_rounding_makes_of_a_small_difference() -> None:
+    hole = Hole("d", "float", 0.0, 1.0, 0.5, step=0.1)
+    between = [0.45 - 1e-9]
+    for value, same in ((0.4, True), (0.5, True), (0.6, False)):
+        assert Genome((hole,)).near(between, {"d": value}, 1e-6) == same
+    assert not Genome((hole,)).near([0.44], {"d": 0.5}, 1e-6)

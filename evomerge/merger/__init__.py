@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,13 +21,7 @@ from evomerge.merger.cache import Cache, default_folder
 from evomerge.merger.inputs import Inputs, Memory, choose_memory
 from evomerge.merger.layout import WIDTH, allocate, plan_layout, views
 from evomerge.merger.lines import Lines
-from evomerge.merger.materialize import (
-    KernelChoice,
-    choose_kernel,
-    compiler_failed,
-    rows_at_once,
-    write_rows,
-)
+from evomerge.merger.materialize import ChosenKernel, KernelChoice, rows_at_once, write_rows
 from evomerge.merger.measures import CHUNK, Source
 from evomerge.merger.plan import GroupPlan, Planner, Ranks
 from evomerge.merger.prepare import InputStatistics
@@ -81,8 +75,7 @@ class Merger:
             self.device,
         )
         elements = sum(slot.elements for _, slot in self._layout.places.values())
-        self._fused = choose_kernel(kernel, elements, self.device)
-        self._must_fuse = kernel == "fused"
+        self._kernel = ChosenKernel(kernel, elements, self.device)
 
     @classmethod
     def open(cls, *models: str, **options: Any) -> Merger:
@@ -175,15 +168,21 @@ class Merger:
         plans = self._planner.plan(recipe)
         for number, block in enumerate(self._layout.blocks):
             self._write(plans[block.group], number, slice(0, block.rows), self._output[number])
+        self._kernel.merged()
         return self.output
 
-    def stream(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the tensors of a recipe's candidate one by one, in memory of their own.
+    def stream(
+        self, recipe: Recipe, names: Container[str] | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the tensors of a recipe's candidate, or those named, in memory of their own.
 
-        Raises as `materialize`, where a tensor is at fault after those before it.
+        They come one by one in the order of their names. Raises as `materialize`, where a tensor
+        is at fault after those before it.
         """
         plans = self._planner.plan(recipe)
         for name in sorted([*self._layout.tensors, *self._layout.copied]):
+            if names is not None and name not in names:
+                continue
             if name in self._copied:
                 yield name, self._copied[name].clone()
                 continue
@@ -201,9 +200,8 @@ class Merger:
             try:
                 finite = self._run(plan, number, rows, output)
             except RuntimeError as problem:
-                if not self._fused or self._must_fuse or not compiler_failed(problem):
+                if not self._kernel.failed(problem):
                     raise
-                self._fused = False
                 finite = self._run(plan, number, rows, output)
             wrong = torch.isnan(finite)
             if wrong.any():
@@ -222,7 +220,7 @@ class Merger:
         assert plan.table is not None
         finite = torch.empty(rows.stop - rows.start, dtype=torch.float32, device=self.device)
         ranks = [self._rank_words(number, which) for which in plan.ranks]
-        step = rows_at_once(self._fused, self.device)
+        step = rows_at_once(self._kernel.fused, self.device)
         for part, inputs in self._inputs.pieces(number, plan.inputs, rows, step):
             here = slice(part.start - rows.start, part.stop - rows.start)
             write_rows(
@@ -234,7 +232,7 @@ class Merger:
                 block.row_tensor[part],
                 block.row_index[part],
                 finite[here],
-                self._fused,
+                self._kernel.fused,
             )
         return finite
 
@@ -283,9 +281,14 @@ class Merger:
 
 def _checked(tensor: torch.Tensor, name: str, checkpoint: Checkpoint) -> str:
     """Return a tensor's digest; raises CheckpointError where it is not finite."""
-    if not all(torch.isfinite(part).all() for part in torch.split(tensor.reshape(-1), CHUNK)):
+    if not all(map(_finite, torch.split(tensor.reshape(-1), CHUNK))):
         raise _bad_input(name, checkpoint)
     return tensor_digest(tensor)
+
+
+def _finite(part: torch.Tensor) -> bool:
+    """Return whether all numbers are finite: those of a finite sum are, and a sum is soon made."""
+    return bool(part.sum().isfinite() or torch.isfinite(part).all())
 
 
 def _bad_input(name: str, checkpoint: Checkpoint) -> CheckpointError:

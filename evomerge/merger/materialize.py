@@ -25,7 +25,8 @@ KernelChoice = Literal["auto", "fused", "eager"]
 _EAGER_ROWS = 64  # rows a time for each thread: temporaries of 256 KiB stay in cache
 _FUSED_ROWS = 1 << 18  # bounds what a kernel of many models keeps between loops, 1 GiB each
 _EAGER_ROWS_CUDA = 1 << 14  # fewer, larger launches
-_WORTH_COMPILING = 10_000_000  # elements; below, compiling costs more than a whole study saves
+_WORTH_COMPILING = 10_000_000  # elements of a model for which compiling pays at once
+_EAGER_ELEMENTS = 400_000_000  # merged eagerly, they have cost about as much as compiling
 WORDS = WIDTH // 32  # of a row of bits
 _OPTIONS: dict[str, Any] = {
     "assert_indirect_indexing": False  # the table is ours: its rows are where they should be
@@ -42,11 +43,34 @@ def fused_available(device: torch.device) -> bool:
     return any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
-def choose_kernel(choice: KernelChoice, elements: int, device: torch.device) -> bool:
-    """Return whether to run the fused kernel for a model of `elements` elements."""
-    if choice == "auto":
-        return elements >= _WORTH_COMPILING and fused_available(device)
-    return choice == "fused"
+class ChosenKernel:
+    """Whether the kernels are fused for a model of `elements` elements: as said, or once it pays.
+
+    `auto` compiles for large models at once. On a CPU, where both kernels give the same bits, small
+    ones are merged eagerly until that has cost as much as compiling.
+    """
+
+    def __init__(self, choice: KernelChoice, elements: int, device: torch.device) -> None:
+        free = choice == "auto" and fused_available(device)
+        self.must_fuse = choice == "fused"
+        self.fused = self.must_fuse or (free and elements >= _WORTH_COMPILING)
+        self._elements = elements
+        waiting = free and not self.fused and device.type == "cpu"
+        self._left = _EAGER_ELEMENTS if waiting else None
+
+    def merged(self) -> None:
+        """Note that a candidate has been written."""
+        if self._left is not None:
+            self._left -= self._elements
+            if self._left < 0:
+                self.fused, self._left = True, None
+
+    def failed(self, problem: Exception) -> bool:
+        """Return whether an error is the compiler's; if so, kernels are eager from now on."""
+        if not self.fused or self.must_fuse or not compiler_failed(problem):
+            return False
+        self.fused = False
+        return True
 
 
 def compiler_failed(problem: Exception) -> bool:

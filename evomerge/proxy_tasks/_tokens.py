@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evomerge.decoding import TokenSequence
 from evomerge.errors import DataError
-from evomerge.models import Tokenizer
+from evomerge.tokenizer_files import Tokenizer
 
 Ids = tuple[int, ...]
 

@@ -16,10 +16,10 @@ from pydantic import Field, field_validator
 from evomerge.decoding import Forced, Integers, TokenSequence, greedy, teacher_force
 from evomerge.errors import Place
 from evomerge.language_model import LanguageModel
-from evomerge.models import Tokenizer
 from evomerge.proxy_tasks import ItemScores, TaskSettings, Vector, sigmoid_of_margin
 from evomerge.proxy_tasks._data import Row, fill
 from evomerge.proxy_tasks._tokens import encode_after
+from evomerge.tokenizer_files import Tokenizer
 
 _SPARE_TOKENS = 4  # beyond the longest target, for an answer that is spelt with more tokens
 

@@ -15,10 +15,10 @@ from pydantic import Field
 from evomerge.decoding import TokenSequence, teacher_force
 from evomerge.errors import Place
 from evomerge.language_model import LanguageModel
-from evomerge.models import Tokenizer
 from evomerge.proxy_tasks import ItemScores, TaskSettings
 from evomerge.proxy_tasks._data import Row, fill
 from evomerge.proxy_tasks._tokens import encode_after
+from evomerge.tokenizer_files import Tokenizer
 
 
 class Settings(TaskSettings):

@@ -11,8 +11,11 @@ from rich.table import Table
 _SPLITS = {"search": "search", "select": "select", "heldout": "held-out"}
 
 
-def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """Print normalized accuracies with 95 % intervals, and the tasks' held-out accuracies."""
+def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print normalized accuracies with 95 % intervals, and the tasks' held-out accuracies.
+
+    Without a console it goes to stdout, wide where that is no terminal.
+    """
     rows = report["rows"]
     tasks = list(rows[0]["heldout"]["tasks"])
     table = Table(
@@ -42,4 +45,9 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
             *(f"{held['tasks'][task]:.3f}" for task in tasks),
             style="bold" if row["kind"] == "winner" else None,
         )
-    console.print(table)
+    (console or _stdout()).print(table)
+
+
+def _stdout() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
