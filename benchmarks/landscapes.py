@@ -34,6 +34,7 @@ class Point:
     measured: float
     select: float
     true: float
+    tasks: tuple[float, ...] = ()  # the true score of each
 
 
 def _curves(random: np.random.Generator, count: int, layers: int, reach: float) -> Array:
@@ -128,20 +129,25 @@ class Weights:
         away = self._roots[task] @ (weights.ravel() - self._optima[task])
         return float(away @ away)
 
+    def scores(self, weights: Array) -> Array:
+        """Return the true score of each task."""
+        tasks = range(len(self._optima))
+        return np.exp([-self._loss(task, weights) for task in tasks])
+
     def true(self, weights: Array) -> float:
         """Return the true fitness."""
-        tasks = range(len(self._optima))
-        return float(np.mean([np.exp(-self._loss(task, weights)) for task in tasks]))
+        return float(self.scores(weights).mean())
 
     def point(self, weights: Array, draw: int) -> Point:
         """Measure a candidate; `draw` numbers the draws of noise."""
-        true = self.true(weights)
+        tasks = tuple(self.scores(weights).tolist())
+        true = float(np.mean(tasks))
         if self._items:
             scores = np.mean([self._margins(task, weights) for task in range(len(self._optima))], 0)
             count = self._items  # finalists are scored on twice as many other items
-            return Point(float(scores[:count].mean()), float(scores[count:].mean()), true)
+            return Point(float(scores[:count].mean()), float(scores[count:].mean()), true, tasks)
         noise = np.random.default_rng([self._seed, 7, draw]).normal(size=2) * self._noise
-        return Point(true + noise[0], true + noise[1] / np.sqrt(2), true)
+        return Point(true + noise[0], true + noise[1] / np.sqrt(2), true, tasks)
 
     def _margins(self, task: int, weights: Array) -> Array:
         """Return the smoothed margins of a task's items, which are easier the better the score."""

@@ -46,9 +46,12 @@ __all__ = [
 ]
 
 HEAD = "lm_head.weight"
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model*", "*.jinja", "*.tiktoken", "*.py",
+              "*.bpe", "*.codes", "*.spm"]  # fmt: skip
 _HUB_PICKLED = ["pytorch_model*.bin", "adapter_model.bin"]  # where there are no safetensors
-_HUB_COPIES = ["*/*", "consolidated*"]  # the same weights in other formats
+# The same weights in other formats lie in folders; templates and generation code do too.
+_HUB_COPIES = ["consolidated*", *(f"*/*.{kind}" for kind in ("safetensors", "bin", "json", "txt")),
+               "*/*.model*"]  # fmt: skip
 _WHOLE = {
     "int64": "I64",
     "int32": "I32",

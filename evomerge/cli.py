@@ -212,12 +212,21 @@ def export(
 
 
 @app.command()
+def enqueue(name: NameArgument, recipe: Recipe, storage: Storage = None) -> None:
+    """Let a study try a recipe in its next free trial, also while it runs."""
+    from evomerge.study.queue import enqueue_file
+
+    _say(enqueue_file(name, storage, recipe))
+
+
+@app.command()
 def merge(
     recipe: Recipe,
     out_dir: OutDir,
     device: Device = None,
     shard_size: ShardSize = "4GB",
     resume: Resume = False,
+    trust: Trust = False,
 ) -> None:
     """Write the merged model of a recipe as a Hugging Face folder."""
     from evomerge.sizes import parse_size
@@ -226,7 +235,7 @@ def merge(
     from evomerge.merger.write import merge_file
 
     with _bars() as bars:
-        digest = merge_file(recipe, out_dir, device, most, resume, bars.stage, bars.note)
+        digest = merge_file(recipe, out_dir, device, most, resume, trust, bars.stage, bars.note)
     _say(f"{out_dir} holds the merged model, weights {digest}")
 
 
@@ -241,7 +250,7 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Score a model or a recipe on a study's tasks."""
-    from evomerge.study.view import evaluate as run
+    from evomerge.study.evaluate import evaluate as run
 
     with _bars() as bars:
         found = run(model, study, split, device, memory, trust, bars.stage)
@@ -284,9 +293,9 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check a study or a recipe against the real checkpoints, loading no weights."""
-    from evomerge.study import view
+    from evomerge import checking
 
-    _say(view.explained(file, as_json) if explain or as_json else view.check(file))
+    _say(checking.explained(file, as_json) if explain or as_json else checking.check(file))
 
 
 def _version(value: bool) -> None:

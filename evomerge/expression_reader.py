@@ -183,7 +183,7 @@ class Reader:
                 names[group] = tuple(f"{name}.{group}.{number}" for number in anchors)
             for one in dict.fromkeys(names[group]):
                 self._range(hole, declared, one, place)
-        return Curve(names, tuple(chosen))
+        return Curve(names, tuple(chosen), "blocks" in fields)
 
     def _anchors(self, fields: dict[str, object], place: Place) -> list[int]:
         """Return the number of the hole of each anchor: each its own, or a block's for all."""

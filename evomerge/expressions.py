@@ -77,6 +77,7 @@ class Curve:
 
     knots: Mapping[str, tuple[str, ...]]  # group → names of holes, anchor by anchor
     filters: tuple[Filter, ...]
+    blocks: bool = False
 
     def number(self, values: Values) -> dict[str, list[float]]:
         """Return the anchors of each group."""

@@ -32,11 +32,15 @@ class Fitness:
 
         Raises CandidateError where a score is not a finite number, which fails the trial.
         """
-        ratios = [means[task] / reference for task, reference in self.reference.items()]
+        ratios = self.normalized(means)
         value = (1 - self.worst) * float(np.mean(ratios)) + self.worst * min(ratios)
         if not np.isfinite(value):
             raise CandidateError("the merged model gives scores that are not finite numbers")
         return value
+
+    def normalized(self, means: Mapping[str, float]) -> tuple[float, ...]:
+        """Return each task's mean score over the best expert's: the study's several objectives."""
+        return tuple(means[task] / reference for task, reference in self.reference.items())
 
 
 def mean_scores(scores: TaskScores) -> dict[str, float]:

@@ -255,12 +255,14 @@ class TestLocate:
         assert (asked["path"], asked["revision"]) == ("org/name", "v1")
         patterns = {key: asked[f"{key}_patterns"] for key in ("allow", "ignore")}
         files = ["model-00001-of-00002.safetensors", "config.json", "merges.txt", "tokenizer.model",
-                 "chat_template.jinja", "modeling_x.py", "pytorch_model.bin",
-                 "consolidated.safetensors", "onnx/model.safetensors"]  # fmt: skip
+                 "chat_template.jinja", "modeling_x.py", "vocab.bpe", "tokenizer.model.v3",
+                 "additional_chat_templates/rag.jinja", "custom_generate/generate.py",
+                 "pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors",
+                 "onnx/config.json", "original/tokenizer.model", "gguf/x.gguf"]  # fmt: skip
         chosen = filter_repo_objects(
             files, allow_patterns=patterns["allow"], ignore_patterns=patterns["ignore"]
         )
-        assert list(chosen) == files[:6]
+        assert list(chosen) == files[:10]
 
     def test_pickled_weights_are_downloaded_where_there_are_no_safetensors(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

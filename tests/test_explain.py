@@ -9,12 +9,12 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from evomerge.checking import check, explained
 from evomerge.cli import app
 from evomerge.errors import InputError
 from evomerge.explain import Explained, as_data, as_lines, explain
 from evomerge.recipe import Recipe, resolve
 from evomerge.slices import parse_any_recipe
-from evomerge.study.view import check, explained
 from tests.tiny_models import PLACE, opened, recipe_of, weights, write_checkpoint, write_family
 
 CURVES: dict[str, Any] = {

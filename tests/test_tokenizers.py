@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
+from evomerge.checking import check, explained
 from evomerge.errors import CheckpointError, EvomergeError, RecipeError
-from evomerge.study.view import check, explained
 from tests.mergekit_oracle import run_mergekit
 from tests.mutation import ODD, mutated
 from tests.mutation import refusal as refusal_of
@@ -377,8 +377,9 @@ def test_no_tokenizer_to_take(tmp_path: Path) -> None:
 def test_a_tokenizer_with_code_of_its_own_is_not_run(tmp_path: Path) -> None:
     write_word_model(tmp_path / "base", WORDS[:5], 0)
     (tmp_path / "base/tokenizer.py").write_text(
-        f"open({str(tmp_path / 'canary')!r}, 'w')\nfrom transformers import "
-        "PreTrainedTokenizerFast\nclass Own(PreTrainedTokenizerFast): pass\n"
+        f"import pathlib\npathlib.Path({str(tmp_path / 'canary')!r}).touch()\n"
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class Own(PreTrainedTokenizerFast): pass\n"
     )
     settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["tokenizer.Own", None]}}
     (tmp_path / "base/tokenizer_config.json").write_text(json.dumps(settings))
@@ -388,6 +389,10 @@ def test_a_tokenizer_with_code_of_its_own_is_not_run(tmp_path: Path) -> None:
     found = refusal(recipe(tmp_path, "union", "a"), tmp_path / "out")
     assert "got one with code of its own, none of which was run" in str(found)
     assert not (tmp_path / "canary").exists()
+    write_words(tmp_path / "base", WORDS[:5])
+    (tmp_path / "base/tokenizer_config.json").write_text(json.dumps(settings))
+    write(recipe(tmp_path, "union", "a"), tmp_path / "trusted", trust=True)
+    assert (tmp_path / "canary").exists()
 
 
 def template_of(folder: Path) -> object:

@@ -7,13 +7,15 @@ base + λ Σ D_i / d; they differ in the sparsification and in whether signs are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.compiler import is_compiling
 
 from evomerge.errors import CandidateError
 from evomerge.merge_methods import Array, Columns, Parameter, Settings
+
+if TYPE_CHECKING:
+    import torch
 
 TINY = 2.0**-126  # adds nothing to any weight that float32 can tell from zero
 
@@ -221,14 +223,18 @@ def elect_and_merge(
 
 def signs(votes: torch.Tensor) -> torch.Tensor:
     """Return 1 where a number is at least 0, and −1 elsewhere."""
-    if is_compiling():
+    import torch
+
+    if torch.compiler.is_compiling():
         return torch.where(votes >= 0.0, 1.0, -1.0)
     return votes.clone().ge_(0.0).mul_(2.0).sub_(1.0)
 
 
 def where_positive(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Return a value where a number is positive, and 0 elsewhere."""
-    if is_compiling():
+    import torch
+
+    if torch.compiler.is_compiling():
         return torch.where(x > 0.0, value, 0.0)
     return x.clone().gt_(0.0).mul_(value)
 
@@ -239,5 +245,5 @@ def _usable(divisor: torch.Tensor, columns: Columns) -> torch.Tensor:
         switch = columns["normalize"][0]
         divisor = divisor * switch + (1.0 - switch)
     if "cancelling" in columns:
-        return divisor + (divisor == 0.0).to(torch.float32)
+        return divisor + (divisor == 0.0).to(divisor.dtype)
     return divisor.add_(TINY)  # weights of one sign: where nothing agrees, 0 / TINY is 0

@@ -7,12 +7,15 @@ matrices.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from evomerge.merge_methods import Array, Columns
 from evomerge.merge_methods._task_vectors import add_to
+
+if TYPE_CHECKING:
+    import torch
 
 
 def kernel(

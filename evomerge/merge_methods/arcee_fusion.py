@@ -7,11 +7,14 @@ on the models alone. They are found once, in one pass over each tensor, and no c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from evomerge.merge_methods import ROWS, Array, Columns, MergeMethod, Settings
+
+if TYPE_CHECKING:
+    import torch
 
 
 def plan(settings: Settings) -> dict[str, Array]:

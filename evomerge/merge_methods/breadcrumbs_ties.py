@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from evomerge.merge_methods import Array, Columns, MergeMethod, Settings
 from evomerge.merge_methods._task_vectors import (
@@ -20,6 +19,9 @@ from evomerge.merge_methods._task_vectors import (
     weighted_columns,
     within_band,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 
 def plan(settings: Settings) -> dict[str, Array]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from evomerge.merge_methods import Array, Columns, MergeMethod, Parameter, Settings
+
+if TYPE_CHECKING:
+    import torch
 
 
 def plan(settings: Settings) -> dict[str, Array]:

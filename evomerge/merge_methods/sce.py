@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from evomerge.merge_methods import Array, Columns, MergeMethod, Parameter, Settings
 from evomerge.merge_methods._task_vectors import (
@@ -15,6 +15,9 @@ from evomerge.merge_methods._task_vectors import (
     variance,
     where_positive,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 _LEAST = 1e-6  # of the summed energy, below which all weigh the same, and of a divisor
 

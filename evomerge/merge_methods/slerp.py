@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from evomerge.merge_methods import Array, Columns, MergeMethod, Parameter, Settings
+
+if TYPE_CHECKING:
+    import torch
 
 _NEARLY_PARALLEL = 0.9995
 _ZERO_NORM = 1e-8  # a tensor of smaller norm counts as orthogonal to everything

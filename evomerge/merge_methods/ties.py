@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from evomerge.merge_methods import Array, Columns, MergeMethod, Parameter, Settings
 from evomerge.merge_methods._task_vectors import (
@@ -18,6 +18,9 @@ from evomerge.merge_methods._task_vectors import (
     rescale,
     weighted_columns,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 
 def plan(settings: Settings) -> dict[str, Array]:

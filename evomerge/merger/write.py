@@ -47,6 +47,7 @@ def merge_file(
     device: str | None,
     shard_bytes: int,
     resume: bool,
+    trust: bool,
     progress: Progress,
     note: Callable[[str], None],
 ) -> str:
@@ -58,6 +59,7 @@ def merge_file(
         device=best_device(device),
         shard_bytes=shard_bytes,
         resume=resume,
+        trust=trust,
         history=recipe_history(file),
         progress=progress,
         note=note,
@@ -72,6 +74,7 @@ def write_model(
     device: torch.device,
     shard_bytes: int = SHARD_BYTES,
     resume: bool = False,
+    trust: bool = False,
     history: Sequence[str] = (),
     progress: Progress = lambda text, done, total: None,
     note: Callable[[str], None] = lambda text: None,
@@ -79,11 +82,12 @@ def write_model(
     """Merge a recipe and write it to `out_dir`, which must not exist; returns the weights' hash.
 
     The inputs stay on disk; one tensor at a time is merged and written. With `resume`, what a kill
-    has left of the same merge is gone on from. `history` are lines of Markdown for the model card:
-    where the recipe is from. Raises CheckpointError where the inputs do not fit each other or the
-    folder cannot be written, RecipeError and CandidateError where the recipe cannot be merged.
+    has left of the same merge is gone on from. A tokenizer's own code may run where `trust` is set.
+    `history` are lines of Markdown for the model card: where the recipe is from. Raises
+    CheckpointError where the inputs do not fit each other or the folder cannot be written,
+    RecipeError and CandidateError where the recipe cannot be merged.
     """
-    inputs = open_inputs(recipe, source)
+    inputs = open_inputs(recipe, source, trust=trust)
     parts, config = _parts(recipe, inputs.checkpoints)
     notes = [one for part in parts for one in differences(part.checkpoints)]
     for sentence in dict.fromkeys([*inputs.notes, *notes]):
@@ -141,6 +145,8 @@ def _origin(
 ) -> dict[str, Any]:
     """Return all that the bytes of the result depend on, as plain data."""
     folders = [one.folder for one in inputs.checkpoints]
+    if inputs.tokenizer and inputs.tokenizer.origin:
+        folders.append(inputs.tokenizer.origin)
     files = {folder / name for folder in folders for name in ("config.json", *side_files(folder))}
     for one in inputs.checkpoints:
         files |= {info.file for info in one.tensors.values()}

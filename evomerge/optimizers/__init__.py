@@ -15,13 +15,15 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from evomerge import plugins
-from evomerge.errors import Place
+from evomerge.errors import Place, StudyError
 from evomerge.expressions import Values
-from evomerge.genome import Genome
+from evomerge.genome import Genome, Vector
 
 AUTO = "auto"
 _FEW_DIMENSIONS = 32
 _FEW_TRIALS = 150
+_SOME_TRIALS = 300
+_TOLERANCE = 1e-6  # of a replay; other CPUs move proposals by a few 1e-9
 
 
 class OptimizerSettings(BaseModel):
@@ -32,10 +34,15 @@ class OptimizerSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A point that has been evaluated; `fitness` None where the trial failed."""
+    """A point that has been evaluated; `fitness` None where the trial failed.
+
+    `objectives` are what a study of several maximizes: each task's score over the best expert's.
+    They are empty where the trial failed, and in a study of the fitness alone.
+    """
 
     values: Values
     fitness: float | None
+    objectives: tuple[float, ...] = ()
 
 
 class Optimizer(Protocol):
@@ -54,8 +61,21 @@ class Optimizer(Protocol):
         """Return the values to try in a slot."""
         ...
 
-    def tell(self, slot: int, values: Values, fitness: float | None) -> None:
-        """Report a slot; None is a failed trial. Raises StudyError where a replay differs."""
+    def tell(
+        self,
+        slot: int,
+        values: Values,
+        fitness: float | None,
+        objectives: tuple[float, ...] = (),
+    ) -> None:
+        """Report a slot; None is a failed trial. Raises StudyError where a replay differs.
+
+        An optimizer of one objective has no use for `objectives`.
+        """
+        ...
+
+    def learn(self, point: Evaluated) -> None:
+        """Take note of a point that somebody else proposed, between two slots."""
         ...
 
     def recommend(self) -> int | None:
@@ -70,12 +90,15 @@ def get(name: object, place: Place) -> ModuleType:
     return plugins.load(__name__, name, "optimizer", place)
 
 
-def choose(genome: Genome, trials: int) -> str:
+def choose(genome: Genome, trials: int, several: bool = False) -> str:
     """Return the optimizer that `auto` stands for.
 
-    Choices ask for mixed CMA-ES; few dimensions and few trials for a Gaussian process, whose cost
+    `several` objectives ask for TPE, whose fronts are wider than those of NSGA-II while its model
+    is cheaper than the trials; choices for mixed CMA-ES; few dimensions and few trials for a Gaussian process, whose cost
     grows with the cube of the trials; everything else for CMA-ES.
     """
+    if several:
+        return "tpe" if trials <= _SOME_TRIALS else "nsga2"
     if not genome.numeric:
         return "cma_mixed"
     if len(genome) <= _FEW_DIMENSIONS and trials <= _FEW_TRIALS:
@@ -107,3 +130,13 @@ def best_start(start: Sequence[Evaluated]) -> Values:
     return (
         max(done, key=lambda point: float(point.fitness or 0)).values if done else start[0].values
     )
+
+
+def check_replay(genome: Genome, slot: int, point: Vector, values: Values) -> None:
+    """Raise StudyError where recorded values are not what a point of [0, 1]^d stands for."""
+    if not genome.near(point, values, _TOLERANCE):
+        raise StudyError(
+            f"expected the recorded trial at slot {slot} to be what the seed proposes, got "
+            "other parameters; the study was made with another version of evomerge or of the "
+            "optimizer's library"
+        )

@@ -7,11 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from evomerge.errors import StudyError
 from evomerge.expressions import Values
 from evomerge.genome import Genome, Vector
-
-_TOLERANCE = 1e-6  # of a replay; other CPUs move proposals by a few 1e-9
+from evomerge.optimizers import Evaluated, check_replay
 
 
 class Strategy(Protocol):
@@ -74,14 +72,15 @@ class Generations:
         """Return the slot's member of its generation, or the center that goes before them."""
         return self._genome.from_unit(self._point(slot))
 
-    def tell(self, slot: int, values: Values, fitness: float | None) -> None:
+    def tell(
+        self,
+        slot: int,
+        values: Values,
+        fitness: float | None,
+        objectives: tuple[float, ...] = (),
+    ) -> None:
         """Note the slot; with the last of a generation, update. A failed trial is the worst."""
-        if not self._genome.near(self._point(slot), values, _TOLERANCE):
-            raise StudyError(
-                f"expected the recorded trial at slot {slot} to be what the seed proposes, got "
-                "other parameters; the study was made with another version of evomerge or of the "
-                "optimizer's library"
-            )
+        check_replay(self._genome, slot, self._point(slot), values)
         if self._place(slot)[1] is None:
             self._last_center = slot if fitness is not None else self._last_center
             return
@@ -90,6 +89,9 @@ class Generations:
             worst = min((one for one in self._told if one is not None), default=0.0)
             self._strategy.update([-(worst if one is None else one) for one in self._told])
             self._told.clear()
+
+    def learn(self, point: Evaluated) -> None:
+        """Nothing: a distribution learns from what was drawn from it alone."""
 
     def recommend(self) -> int | None:
         """Return the slot of the last center, which noise misleads less than the best trial."""

@@ -56,16 +56,23 @@ class ReplayedSampler:
         self._genome = genome
         self._seed = seed
         self._distributions = {hole.name: distribution(hole) for hole in genome.holes}
-        self._study = optuna.create_study(direction="maximize", sampler=make_sampler(0))
+        self._study = self._empty(1)
         for point in start:
-            self._add(point.values, point.fitness)
+            self._add(point.values, point.fitness, point.objectives)
 
-    def _add(self, values: Values, fitness: float | None) -> None:
-        if fitness is not None:
-            trial = create_trial(
-                value=fitness, params=dict(values), distributions=self._distributions
-            )
-            self._study.add_trial(trial)
+    def _empty(self, objectives: int) -> optuna.Study:
+        return optuna.create_study(
+            directions=["maximize"] * objectives, sampler=self._make_sampler(0)
+        )
+
+    def _add(self, values: Values, fitness: float | None, objectives: tuple[float, ...]) -> None:
+        if fitness is None:
+            return
+        worth = objectives or (fitness,)
+        if len(self._study.directions) != len(worth):  # the first success of several objectives
+            self._study = self._empty(len(worth))
+        trial = create_trial(values=worth, params=dict(values), distributions=self._distributions)
+        self._study.add_trial(trial)
 
     def horizon(self, slot: int) -> int:
         """Return the slot itself: a model wants all that is known."""
@@ -79,9 +86,19 @@ class ReplayedSampler:
         self._study.tell(asked, state=TrialState.FAIL)
         return {hole.name: _tidy(hole, asked.params[hole.name]) for hole in self._genome.holes}
 
-    def tell(self, slot: int, values: Values, fitness: float | None) -> None:
+    def tell(
+        self,
+        slot: int,
+        values: Values,
+        fitness: float | None,
+        objectives: tuple[float, ...] = (),
+    ) -> None:
         """Remember the slot."""
-        self._add(values, fitness)
+        self._add(values, fitness, objectives)
+
+    def learn(self, point: Evaluated) -> None:
+        """Remember the point as if it were a slot's."""
+        self._add(point.values, point.fitness, point.objectives)
 
     def recommend(self) -> int | None:
         """Return None: the best trial is all there is."""

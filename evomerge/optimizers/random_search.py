@@ -39,7 +39,16 @@ class RandomSearch:
         generator = np.random.default_rng([self._seed, slot])
         return self._genome.from_unit(generator.random(len(self._genome)))
 
-    def tell(self, slot: int, values: Values, fitness: float | None) -> None:
+    def tell(
+        self,
+        slot: int,
+        values: Values,
+        fitness: float | None,
+        objectives: tuple[float, ...] = (),
+    ) -> None:
+        """Nothing is learnt."""
+
+    def learn(self, point: Evaluated) -> None:
         """Nothing is learnt."""
 
     def recommend(self) -> int | None:

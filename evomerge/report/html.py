@@ -55,8 +55,10 @@ def write_html(
         _splits_table(rows),
         "<h2>Held-out accuracy of each task</h2>",
         _tasks_table(rows),
+        *_front(report),
         "<h2>The search</h2><p>Fitness of every trial on the search items, and the best so far. "
-        "The best of many noisy scores is too good; the held-out column is not.</p>",
+        "The best of many noisy scores is too good; the held-out column is not. "
+        f"{html.escape(report['search']['ended'] or '')}</p>",
         _history(history),
         "</body></html>\n",
     ]
@@ -128,6 +130,26 @@ def _tasks_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     return _table(["Model", *tasks], body)
+
+
+def _front(report: Mapping[str, Any]) -> list[str]:
+    front = report.get("front") or []
+    if not front:
+        return []
+    tasks = list(front[0]["select"])
+    body = []
+    for one in sorted(front, key=lambda one: -one["normalized"]):
+        cells = [f"{one['search'][task]:.3f} <small>{one['select'][task]:.3f}</small>"
+                 for task in tasks]  # fmt: skip
+        mark = " *" if one["holds"] else ""
+        kind = "winner" if one["trial"] == report["winner"]["trial"] else "baseline"
+        body.append((kind, [f"trial {one['trial']}{mark}", *cells, f"{one['normalized']:.3f}"]))
+    return [
+        "<h2>Trade-offs</h2><p>Trials that no other dominates on the search items: the score of "
+        "each task over the best expert's, in small type on the select items; * where none "
+        "dominates them there either.</p>",
+        _table(["Trial", *tasks, "Normalized accuracy, select"], body),
+    ]
 
 
 def _history(history: Sequence[tuple[int, float | None]]) -> str:

@@ -1,4 +1,4 @@
-"""The report as a table: the winner beside its baselines on the three splits."""
+"""The report as tables: the winner beside its baselines on the three splits, the trade-offs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,36 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
             *(f"{held['tasks'][task]:.3f}" for task in tasks),
             style="bold" if row["kind"] == "winner" else None,
         )
-    (console or _stdout()).print(table)
+    console = console or _stdout()
+    console.print(table)
+    if report["search"]["ended"] is not None:
+        console.print(report["search"]["ended"])
+    if report.get("front"):
+        console.print(_front(report))
+
+
+def _front(report: Mapping[str, Any]) -> Table:
+    """Return the trade-offs between the tasks, best by normalized accuracy first."""
+    tasks = list(report["front"][0]["select"])
+    table = Table(
+        title="trade-offs: score of each task over the best expert's, on search and select items",
+        caption="* no other finalist is better in one task and no worse in the others on select "
+        "items · a trial's recipe: evomerge export NAME --trial K",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("trial", no_wrap=True)
+    for task in tasks:
+        table.add_column(task, justify="right", no_wrap=True)
+    table.add_column("normalized accuracy, select", justify="right")
+    for one in sorted(report["front"], key=lambda one: -one["normalized"]):
+        table.add_row(
+            f"{one['trial']}{' *' if one['holds'] else ''}",
+            *(f"{one['search'][task]:.3f} {one['select'][task]:.3f}" for task in tasks),
+            f"{one['normalized']:.3f}",
+            style="bold" if one["trial"] == report["winner"]["trial"] else None,
+        )
+    return table
 
 
 def _stdout() -> Console:

@@ -8,9 +8,10 @@ from typing import Any
 from evomerge.errors import Place, SpaceError, StudyError, StudyFileError
 from evomerge.module_groups import Architecture
 from evomerge.recipe import Recipe, parse_recipe
-from evomerge.search_space import Inputs, SearchSpace
+from evomerge.search_space import Inputs
 from evomerge.space_reader import parse_space
 from evomerge.study.markdown import report_lines
+from evomerge.study.stages import Course, read_stages
 from evomerge.study.store import Store
 
 
@@ -21,7 +22,7 @@ def exported(name: str, url: str | None, trial: int | None) -> str:
     """
     store = Store.open(name, url)
     report = store.get("report") if trial is None else None
-    recipe, what = _chosen_recipe(store, name, trial, report)
+    recipe, what = chosen_recipe(store, name, trial, report)
     lines = [f"Study {name}: {what}.", "Merge with: evomerge merge THIS_FILE OUT_DIR"]
     own = [
         one.name for one in recipe.method.parameters if one.own and one.name in recipe.parameters
@@ -32,9 +33,10 @@ def exported(name: str, url: str | None, trial: int | None) -> str:
     return recipe.to_yaml("\n".join(lines))
 
 
-def _chosen_recipe(
+def chosen_recipe(
     store: Store, name: str, trial: int | None, report: Mapping[str, Any] | None
 ) -> tuple[Recipe, str]:
+    """Return the recipe of a trial, or the winner's of a report, or the best so far; and which."""
     document = f"the recorded study {name}"
     if report is not None:
         winner = report["winner"]
@@ -47,17 +49,21 @@ def _chosen_recipe(
     records = store.trials(number)
     if not records:
         raise StudyError(f"expected a trial from 0 to {sum(found.count.values()) - 1}, got {trial}")
-    recipe = _space(store.get("study"), document).decode(records[0].values)
+    recipe = recorded_course(store, document).decode(records[0].values)
     return recipe, f"the best so far, trial {number}" if trial is None else f"trial {trial}"
 
 
-def _space(record: Mapping[str, Any], document: str) -> SearchSpace:
+def recorded_course(store: Store, document: str) -> Course:
+    """Return all the spaces that the recorded trials are of."""
+    record = store.get("study")
     study = record["study"]
-    return parse_space(
-        study["space"],
-        Inputs(study["models"]["base"], study["models"]["experts"]),
-        Architecture(tuple(record["tensors"])),
-        record["dtype"],
-        study["search"]["seed"],
-        Place(document, SpaceError, "space"),
-    )
+    place = Place(document, SpaceError, "space")
+    inputs = Inputs(study["models"]["base"], study["models"]["experts"])
+    architecture = Architecture(tuple(record["tensors"]))
+    seed = study["search"]["seed"]
+    space = parse_space(study["space"], inputs, architecture, record["dtype"], seed, place)
+    stages = read_stages(study["search"].get("stages", []), place)
+    course = Course(space, stages, architecture)
+    if stages:
+        course.follow(store.trials())
+    return course

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from evomerge.proxy_tasks._data import read_rows
 from evomerge.search_space import Inputs, SearchSpace
 from evomerge.space_reader import load_space, parse_space
 from evomerge.study.schema import read_settings
+from evomerge.study.search_settings import Search, own_settings, read_search
+from evomerge.study.stages import check_stages
+from evomerge.study.starts import Start, read_starts
 from evomerge.tokenizer_files import Tokenizer
 
 _KEYS = ("models", "space", "tasks", "splits", "search", "fitness")
@@ -56,16 +59,6 @@ class Splits(_Part):
         return {"search": self.search, "select": self.select, "heldout": self.heldout}
 
 
-class Search(_Part):
-    """The optimizer, its budget and its seed; further keys are the optimizer's own settings."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-
-    optimizer: str = Field("auto", description="name of an optimizer, or auto")
-    trials: int = Field(300, ge=1, le=10**6, description="candidates to evaluate in all")
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the search and of random masks")
-
-
 class FitnessSettings(_Part):
     """How the tasks' normalized scores make one fitness."""
 
@@ -86,6 +79,7 @@ class StudyFile:
     search: Search
     optimizer_settings: OptimizerSettings
     fitness: FitnessSettings
+    starts: tuple[Start, ...]
     folder: Path
     place: Place
 
@@ -111,12 +105,15 @@ class StudyFile:
             elif (self.folder / source["dataset"]).exists():
                 source["dataset"] = str((self.folder / source["dataset"]).resolve())
             tasks[name] = data
+        search = self.search.model_dump(exclude={"start"})
+        if self.starts:
+            search["start"] = [start.recipe.to_mapping() for start in self.starts]
         return {
             "models": {"base": base, "experts": refs},
             "space": self.space,
             "tasks": tasks,
             "splits": self.splits.model_dump(),
-            "search": self.search.model_dump(),
+            "search": search,
             "fitness": self.fitness.model_dump(),
         }
 
@@ -148,19 +145,23 @@ def parse_study(data: object, folder: Path, place: Place) -> StudyFile:
         _check_name(name, place / "models" / "experts")
     tasks = _tasks(top["tasks"], place / "tasks")
     space, space_place = load_space(top["space"], folder, place / "space")
-    search = read_settings(Search, top.get("search", {}), place / "search")
-    return StudyFile(
+    search = read_search(top.get("search", {}), place / "search")
+    file = StudyFile(
         models=models,
         space=space,
         space_place=space_place,
         tasks=tasks,
         splits=read_settings(Splits, top.get("splits", {}), place / "splits"),
         search=search,
-        optimizer_settings=_optimizer_settings(search, place / "search"),
+        optimizer_settings=own_settings(search, place / "search"),
         fitness=read_settings(FitnessSettings, top.get("fitness", {}), place / "fitness"),
+        starts=(),
         folder=folder,
         place=place,
     )
+    refs = tuple(file.refs.values())
+    starts = read_starts(search.start, refs, folder, place / "search" / "start")
+    return replace(file, starts=starts)
 
 
 def _check_name(name: str, place: Place) -> None:
@@ -183,26 +184,6 @@ def _tasks(data: object, place: Place) -> dict[str, TaskSettings]:
     return tasks
 
 
-def _optimizer_settings(search: Search, place: Place) -> OptimizerSettings:
-    """Return the settings of the optimizer from the keys that are not the search's own."""
-    extra = dict(search.model_extra or {})
-    settings: type[OptimizerSettings] = OptimizerSettings
-    if search.optimizer != optimizers.AUTO:
-        settings = optimizers.get(search.optimizer, place / "optimizer").Settings
-    for key in extra:
-        if key not in settings.model_fields:
-            owners = [
-                name
-                for name in plugins.names(optimizers)
-                if key in optimizers.get(name, place).Settings.model_fields
-            ]
-            if owners:
-                what = f"a setting of the optimizer {search.optimizer}"
-                raise place.fail(what, Found(f"{key}, which is one of {' and '.join(owners)}"))
-            raise place.unknown(key, "key", [*Search.model_fields, *settings.model_fields])
-    return read_settings(settings, extra, place)
-
-
 @dataclass(frozen=True)
 class CheckedStudy:
     """A study checked against its models' headers and its data; no weights have been read."""
@@ -215,6 +196,7 @@ class CheckedStudy:
     tasks: tuple[TaskItems, ...]
     tokenizer: Tokenizer  # the base's
     optimizer: str  # never auto
+    starts: tuple[Mapping[str, Any], ...] = ()  # the points that the file's recipes are
 
 
 def check_study(file: StudyFile, trust: bool = False) -> CheckedStudy:
@@ -241,7 +223,10 @@ def check_study(file: StudyFile, trust: bool = False) -> CheckedStudy:
     tokenizer = load_tokenizer(opened[0].folder, trust)
     tasks = tuple(_items(file, name, settings) for name, settings in file.tasks.items())
     optimizer = _optimizer(file, space)
-    return CheckedStudy(file, refs, tuple(opened), space, merged, tasks, tokenizer, optimizer)
+    starts = start_points(file, space, merged)
+    return CheckedStudy(
+        file, refs, tuple(opened), space, merged, tasks, tokenizer, optimizer, starts
+    )
 
 
 def bind_space(file: StudyFile, tensors: Sequence[str], dtype: str) -> SearchSpace:
@@ -249,7 +234,24 @@ def bind_space(file: StudyFile, tensors: Sequence[str], dtype: str) -> SearchSpa
     refs = {name: str(ref) for name, ref in file.refs.items()}
     inputs = Inputs(refs.pop("base"), refs)
     architecture = Architecture(tuple(tensors))
-    return parse_space(file.space, inputs, architecture, dtype, file.search.seed, file.space_place)
+    seed = file.search.seed
+    space = parse_space(file.space, inputs, architecture, dtype, seed, file.space_place)
+    check_stages(space, file.search.stages, architecture, file.place / "search" / "stages")
+    return space
+
+
+def start_points(
+    file: StudyFile, space: SearchSpace, tensors: Sequence[str]
+) -> tuple[Mapping[str, Any], ...]:
+    """Return the points that the file's recipes are, each once.
+
+    Raises SpaceError where the space lacks one.
+    """
+    found: list[Mapping[str, Any]] = []
+    for start in file.starts:
+        values = start.values(space, tensors)
+        found += [values] if values not in found else []
+    return tuple(found)
 
 
 def _items(file: StudyFile, name: str, settings: TaskSettings) -> TaskItems:
@@ -264,7 +266,9 @@ def _optimizer(file: StudyFile, space: SearchSpace) -> str:
     genome = Genome(space.holes)
     name = file.search.optimizer
     if name == optimizers.AUTO:
-        return optimizers.choose(genome, file.search.trials)
+        several = file.search.objectives == "tasks"
+        trials = min([file.search.trials, *(one.after for one in file.search.stages)])
+        return optimizers.choose(genome, trials, several)
     if name == "cma_es" and (not genome.numeric or len(genome) < 2):
         place = file.place / "search" / "optimizer"
         what = "a choice" if not genome.numeric else "one hole"

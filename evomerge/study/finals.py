@@ -3,35 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from evomerge.errors import CandidateError, StudyError
+from evomerge import pareto
+from evomerge.errors import CandidateError, InputError, StudyError
 from evomerge.evaluator import SPLITS
-from evomerge.fitness import TaskScores, mean_correct, mean_scores, normalized_accuracy
+from evomerge.fitness import (
+    Fitness,
+    TaskScores,
+    best_of,
+    mean_correct,
+    mean_scores,
+    normalized_accuracy,
+)
 from evomerge.merger import Progress
 from evomerge.search_space import SearchSpace
 from evomerge.study.baselines import Baselines, Row, row_scores
-from evomerge.study.rows import TrialRecord
+from evomerge.study.finalists import (
+    Candidate,
+    Objectives,
+    candidates,
+    front_trials,
+    recorded_objectives,
+)
 from evomerge.study.scorer import Scorer
+from evomerge.study.stages import Course
 from evomerge.study.store import Store
-
-TOP = 5  # best trials on the search split that are scored again
 
 
 def finish_study(
     store: Store,
     scorer: Scorer,
-    space: SearchSpace,
+    space: SearchSpace | Course,
     prior: Baselines,
     recommended: int | None,
+    several: bool,
+    search: Mapping[str, Any],
     progress: Progress,
 ) -> dict[str, Any]:
     """Pick the winner and score it and the baselines on all splits; returns the report as data.
 
-    Everything scored is in the database, so what a killed process had done is not done again.
+    Of `several` objectives the report has the front too. Everything scored is in the database, so
+    what a killed process had done is not done again.
     """
     experts = [row for row in prior.rows if "model" in row.what][1:]
-    chosen, finalists = _pick(store, scorer, space, recommended, experts, progress)
+    trials = store.trials()
+    objectives = recorded_objectives(store, prior.fitness) if several else {}
+    front = front_trials(trials, objectives)
+    finalists = _score(
+        store, scorer, space, candidates(trials, space.holes, recommended, front), experts, progress
+    )
+    chosen = max(finalists, key=lambda one: (one.select, one.margin)).to_mapping()
     recipe = space.decode(chosen["values"])
     winner = Row("winner", "winner", {"recipe": recipe.to_mapping()}, chosen["name"])
     rows = [winner, *prior.rows]
@@ -45,73 +68,91 @@ def finish_study(
     report = {
         "rows": [_report_row(row, table, [one.name for one in experts]) for row in rows],
         "winner": {**chosen, "weights": scorer.merger.digest(), "recipe": recipe.to_mapping()},
-        "finalists": finalists,
+        "finalists": [one.to_mapping() for one in finalists],
+        "search": dict(search),
     }
+    if several:
+        members = {one.number for one in front}
+        report["front"] = _front(finalists, members, objectives, prior.fitness)
     store.set("report", report)
     return report
 
 
-def _pick(
+@dataclass(frozen=True)
+class _Finalist:
+    """A candidate with its scores on the select split."""
+
+    candidate: Candidate
+    select: float  # normalized accuracy, by which the winner is picked
+    margin: float  # mean smooth score, for ties
+    objectives: tuple[float, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the finalist as a report has it."""
+        one = self.candidate
+        return {
+            "name": one.name,
+            "trial": one.trial,
+            "values": dict(one.values),
+            "select": self.select,
+            "margin": self.margin,
+        }
+
+
+def _score(
     store: Store,
     scorer: Scorer,
-    space: SearchSpace,
-    recommended: int | None,
+    space: SearchSpace | Course,
+    found: Sequence[Candidate],
     experts: Sequence[Row],
     progress: Progress,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Score the finalists on the select split; the best normalized accuracy wins.
-
-    Finalists are the best trials on the search split and the trial that the optimizer recommends,
-    which noise misleads less than the best of many noisy ones.
-    """
-    trials = store.trials()
-    candidates: list[dict[str, Any]] = [
-        {"name": f"trial {one.number}", "trial": one.number, "values": dict(one.values)}
-        for one in _finalists(trials, recommended)
-    ]
-    if not candidates:
+) -> list[_Finalist]:
+    """Score candidates on the select split, those left out that cannot be."""
+    if not found:
         raise StudyError("no trial of the study succeeded, so there is no winner")
     references = [row_scores(store, scorer, row, "select") for row in experts]
-    scored: list[dict[str, Any]] = []
-    for index, candidate in enumerate(candidates):
-        progress(f"finalists: {candidate['name']}", index, len(candidates))
-        recipe = space.decode(candidate["values"])
-        row = Row(candidate["name"], "winner", {"recipe": recipe.to_mapping()})
+    fitness = Fitness(best_of([mean_scores(one) for one in references]))
+    scored: list[_Finalist] = []
+    for index, candidate in enumerate(found):
+        progress(f"finalists: {candidate.name}", index, len(found))
         try:
+            recipe = space.decode(candidate.values)
+            row = Row(candidate.name, "winner", {"recipe": recipe.to_mapping()})
             scores = row_scores(store, scorer, row, "select")
-        except CandidateError:
+        except (CandidateError, InputError):
             continue
-        interval = normalized_accuracy(scores, references)
-        scored.append({**candidate, "select": interval.value, "margin": _mean(scores)})
+        interval, means = normalized_accuracy(scores, references), mean_scores(scores)
+        margin = sum(means.values()) / len(means)
+        scored.append(_Finalist(candidate, interval.value, margin, fitness.normalized(means)))
     if not scored:
         raise StudyError("no finalist of the study could be scored, so there is no winner")
-    progress("finalists", len(candidates), len(candidates))
-    best = max(scored, key=lambda one: (one["select"], one["margin"]))
-    return best, scored
+    progress("finalists", len(found), len(found))
+    return scored
 
 
-def _mean(scores: TaskScores) -> float:
-    means = mean_scores(scores)
-    return sum(means.values()) / len(means)
+def _front(
+    finalists: Sequence[_Finalist],
+    members: set[int],
+    objectives: Objectives,
+    fitness: Fitness,
+) -> list[dict[str, Any]]:
+    """Return the front as a report has it: its trials' objectives on both splits.
 
-
-def _finalists(trials: Sequence[TrialRecord], recommended: int | None) -> list[TrialRecord]:
-    best = best_trials(trials)
-    others = [one for one in trials if one.slot == recommended and one not in best]
-    return best + others
-
-
-def best_trials(trials: Sequence[TrialRecord], count: int = TOP) -> list[TrialRecord]:
-    """Return the best different trials on the search split, best first."""
-    done = [one for one in trials if one.fitness is not None]
-    order = sorted(done, key=lambda one: (-(one.fitness or 0.0), one.slot))
-    found: list[TrialRecord] = []
-    for one in order:
-        if len(found) == count:
-            break
-        if all(one.values != other.values for other in found):
-            found.append(one)
-    return found
+    `holds` says whether no other finalist dominates the trial on the select split either.
+    """
+    best = pareto.front(pareto.as_points([one.objectives for one in finalists]))
+    tasks = list(fitness.reference)
+    return [
+        {
+            "trial": one.candidate.trial,
+            "search": dict(zip(tasks, objectives[one.candidate.trial], strict=True)),
+            "select": dict(zip(tasks, one.objectives, strict=True)),
+            "normalized": one.select,
+            "holds": index in best,
+        }
+        for index, one in enumerate(finalists)
+        if one.candidate.trial in members and one.candidate.trial is not None
+    ]
 
 
 def _report_row(

@@ -14,7 +14,7 @@ from evomerge.merger.inputs import Memory
 from evomerge.study import changes
 from evomerge.study.database import command
 from evomerge.study.file import CheckedStudy, StudyFile, check_study, load_study_file, parse_study
-from evomerge.study.finals import best_trials
+from evomerge.study.finalists import best_trials
 from evomerge.study.interrupts import Interrupts
 from evomerge.study.run import Run, Watcher
 from evomerge.study.scorer import Scorer
@@ -104,6 +104,18 @@ def _launch(
         with contextlib.closing(Store.create(name, url, record, check)) as store:
             changes.check_weights(name, url, store, _weights(scorer))
             return _run(store, checked, scorer, record, interrupts, watcher)
+
+
+def create(
+    file: StudyFile, name: str, source: Mapping[str, Any] | None, url: str | None, trust: bool
+) -> None:
+    """Record a study that is to be run later; loads no weights."""
+    changes.refuse_existing(name, url, file)
+    checked = check_study(file, trust)
+    with only_writer(name, url) as check:
+        changes.refuse_existing(name, url, file)
+        record = {**changes.record(checked, source), "origin": None}
+        Store.create(name, url, record, check).close()
 
 
 def resume(

@@ -38,6 +38,7 @@ from evomerge.study.tables import (
 )
 
 SLOT = "slot"
+QUEUED = "queued"  # which entry of the queue a trial is
 METRICS = "metrics"
 _NAMES = {"COMPLETE": "complete", "FAIL": "failed", "RUNNING": "running"}
 _RECENT = 20  # trials that the speed is taken from
@@ -62,6 +63,7 @@ class TrialRecord:
     state: str  # complete, failed or running
     values: Values
     fitness: float | None
+    queued: int | None = None  # its number in the queue, if it came from there
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,11 @@ def put(connection: Connection, study: int, key: str, value: object) -> None:
 
 
 def add_trial(
-    connection: Connection, study: int, slot: int, parameters: Iterable[Parameter]
+    connection: Connection,
+    study: int,
+    slot: int,
+    parameters: Iterable[Parameter],
+    queued: int | None = None,
 ) -> tuple[int, int]:
     """Add a running trial; returns its identity and number."""
     # Optuna's own way to keep two writers from taking one number.
@@ -156,8 +162,13 @@ def add_trial(
         for one in parameters
     ]
     connection.execute(insert(PARAMS), rows)
+    marks = {SLOT: slot} | ({} if queued is None else {QUEUED: queued})
     connection.execute(
-        insert(TRIAL_ATTRIBUTES).values(trial_id=identity, key=SLOT, value_json=json.dumps(slot))
+        insert(TRIAL_ATTRIBUTES),
+        [
+            {"trial_id": identity, "key": key, "value_json": json.dumps(mark)}
+            for key, mark in marks.items()
+        ],
     )
     return identity, number
 
@@ -202,6 +213,9 @@ def read_trials(connection: Connection, study: int, number: int | None = None) -
         values.setdefault(identity, {})[name] = kinds[text](value)
     worth = _of(mine, VALUES, VALUES.c.trial_id, VALUES.c.value)
     fitness = {row.trial_id: row.value for row in connection.execute(worth)}
+    own = (TRIAL_ATTRIBUTES.c.trial_id, TRIAL_ATTRIBUTES.c.value_json)
+    marks = _of(mine, TRIAL_ATTRIBUTES, *own).where(TRIAL_ATTRIBUTES.c.key == QUEUED)
+    queued = {row.trial_id: int(row.value_json) for row in connection.execute(marks)}
     query = _slots(
         TRIALS.c.trial_id, TRIALS.c.number, TRIAL_ATTRIBUTES.c.value_json, TRIALS.c.state
     )
@@ -213,10 +227,25 @@ def read_trials(connection: Connection, study: int, number: int | None = None) -
             _NAMES.get(state, "running"),
             values.get(identity, {}),
             fitness.get(identity) if state == "COMPLETE" else None,
+            queued.get(identity),
         )
         for identity, number, slot, state in connection.execute(query.where(mine))
     ]
     return sorted(records, key=lambda record: record.slot)
+
+
+def read_scores(connection: Connection, study: int) -> dict[int, dict[str, float]]:
+    """Return each task's mean score of every trial of a study that succeeded, by its number."""
+    query = (
+        select(TRIALS.c.number, TRIAL_ATTRIBUTES.c.value_json)
+        .join(TRIAL_ATTRIBUTES, TRIAL_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id)
+        .where(TRIALS.c.study_id == study, TRIALS.c.state == "COMPLETE")
+        .where(TRIAL_ATTRIBUTES.c.key == METRICS)
+    )
+    return {
+        number: {task: one["score"] for task, one in json.loads(text)["tasks"].items()}
+        for number, text in connection.execute(query)
+    }
 
 
 def _of(trials: ColumnElement[bool], table: Table, *columns: Column[Any]) -> Select[Any]:

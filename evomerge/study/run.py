@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from evomerge import optimizers
 from evomerge.errors import CandidateError, InputError
+from evomerge.expressions import Values
 from evomerge.fitness import Fitness, mean_correct, mean_scores
-from evomerge.genome import Genome
-from evomerge.optimizers import Evaluated, Optimizer
+from evomerge.optimizers import Evaluated
+from evomerge.recipe import Recipe
 from evomerge.study.baselines import Baselines, baselines, carried_over, starting_points
 from evomerge.study.file import CheckedStudy
+from evomerge.study.finalists import recorded_objectives
 from evomerge.study.finals import finish_study
 from evomerge.study.interrupts import Interrupts
 from evomerge.study.item_scores import pack
+from evomerge.study.queue import Proposal, Queue
+from evomerge.study.replay import Search
 from evomerge.study.rows import TrialRecord
 from evomerge.study.scorer import Scorer
 from evomerge.study.store import Store
@@ -71,105 +74,97 @@ class Run:
                 f"no input model answers one search item of {task} right; "
                 "check its prompt and answer"
             )
-        recommended = self.trials(prior)
+        search = self.trials(prior)
+        outcome = search.report(self.total)
+        if outcome["ended"] is not None:
+            self.watcher.note(f"{outcome['ended']} --trials does not extend it.")
         return finish_study(
             self.store,
             self.scorer,
-            self.checked.space,
+            search.course,
             prior,
-            recommended,
+            search.recommended(),
+            self._several,
+            outcome,
             self.watcher.stage,
         )
 
-    def trials(self, prior: Baselines) -> int | None:
-        """Run what is missing of the trials; returns the slot that the optimizer recommends."""
+    @property
+    def _several(self) -> bool:
+        """Whether every task's score is an objective of its own."""
+        return self.checked.file.search.objectives == "tasks"
+
+    def trials(self, prior: Baselines) -> Search:
+        """Run what is missing of the trials; returns the search at its end."""
         space = self.checked.space
         points = starting_points(space.weighted, space.initial, prior.starts)
         origin = self.record.get("origin")
+        points += [dict(one) for one in self.checked.starts if one not in points]
         points += carried_over(origin["points"], space.holes, points) if origin else []
-        search = _Replay(self, points[: self.total])
+        stages = self.checked.file.search.stages
+        search = Search(self.checked, points[: min([self.total, *(one.after for one in stages)])])
         recorded = {record.slot: record for record in self.store.trials()}
+        queue = Queue(self.store, (record.queued for record in recorded.values()))
+        objectives = recorded_objectives(self.store, prior.fitness) if self._several else {}
         best = _best(recorded.values())
         finished = sum(record.state != "running" for record in recorded.values())
         self.watcher.trial(finished, self.total, best, None)
         for slot in range(self.total):
+            if search.begin(slot):
+                self.store.bind(search.space.holes)
             record = recorded.get(slot)
             if record is not None and record.state != "running":
-                search.results.append(Evaluated(record.values, record.fitness))
+                found = objectives.get(record.number, ())
+                evaluated = Evaluated(record.values, record.fitness, found)
+                search.note(evaluated, record.queued is not None)
                 continue
             with self.interrupts.put_off():
-                values = search.values(slot) if record is None else record.values
-                number = self.store.propose(slot, values) if record is None else record.number
+                if record is None:
+                    queued = self._queued(queue, slot, search)
+                    if queued is None and search.over():
+                        break
+                    proposal = queued or Proposal(search.values(slot))
+                    number = self.store.propose(slot, proposal.values, proposal.queued)
+                else:
+                    proposal = Proposal(record.values, record.queued)
+                    number = record.number
+                values = proposal.values
                 started = time.perf_counter()
-                fitness = self._evaluate(number, values, prior.fitness)
+                evaluated = self._evaluate(number, search.decode, values, prior.fitness)
+                fitness = evaluated.fitness
                 finished += 1
                 best = max((one for one in (best, fitness) if one is not None), default=None)
                 self.watcher.trial(finished, self.total, best, time.perf_counter() - started)
-                search.results.append(Evaluated(values, fitness))
-        return search.recommended()
+                search.note(evaluated, proposal.queued is not None)
+        return search
 
-    def _evaluate(self, number: int, values: Mapping[str, Any], fitness: Fitness) -> float | None:
+    def _queued(self, queue: Queue, slot: int, search: Search) -> Proposal | None:
+        """Return what is first in the queue; the starting points go before it."""
+        if search.starting(slot):
+            return None
+        found, notes = queue.next(search.space, self.checked.tensors)
+        for note in notes:
+            self.watcher.note(note)
+        return found
+
+    def _evaluate(
+        self,
+        number: int,
+        decode: Callable[[Values], Recipe],
+        values: Values,
+        fitness: Fitness,
+    ) -> Evaluated:
         try:
-            recipe = self.checked.space.decode(values)
+            recipe = decode(values)
             scores = self.scorer.recipe(recipe, "search", exact=False)
             value = fitness.of(mean_scores(scores))
         except (CandidateError, InputError) as problem:
             self.store.finish(number, None, {"error": str(problem)})
-            return None
+            return Evaluated(values, None)
         means, correct = mean_scores(scores), mean_correct(scores)
         tasks = {name: {"score": means[name], "accuracy": correct[name]} for name in scores}
         self.store.finish(number, value, {"tasks": tasks, "items": pack(scores)})
-        return value
-
-
-class _Replay:
-    """Proposes points, telling the optimizer exactly what its horizon allows."""
-
-    def __init__(self, run: Run, points: list[dict[str, Any]]) -> None:
-        self.results: list[Evaluated] = []  # of all slots, in order
-        self._run = run
-        self._points = points
-        self._optimizer: Optimizer | None = None
-        self._told = 0
-
-    def values(self, slot: int) -> dict[str, Any]:
-        """Return what to try in a slot, all slots before it being known."""
-        first = len(self._points)
-        if slot < first:
-            return self._points[slot]
-        optimizer = self._ready()
-        self._tell(optimizer.horizon(slot - first))
-        return optimizer.ask(slot - first)
-
-    def recommended(self) -> int | None:
-        """Return the slot that the optimizer, told every result, recommends, if any."""
-        first = len(self._points)
-        if len(self.results) <= first:
-            return None
-        optimizer = self._ready()
-        self._tell(len(self.results) - first)
-        found = optimizer.recommend()
-        return None if found is None else first + found
-
-    def _ready(self) -> Optimizer:
-        if self._optimizer is None:
-            checked = self._run.checked
-            self._optimizer = optimizers.create(
-                checked.optimizer,
-                checked.file.optimizer_settings,
-                Genome(checked.space.holes),
-                checked.file.search.seed,
-                self.results[: len(self._points)],
-                checked.file.place / "search" / "optimizer",
-            )
-        return self._optimizer
-
-    def _tell(self, horizon: int) -> None:
-        assert self._optimizer is not None
-        while self._told < horizon:
-            point = self.results[len(self._points) + self._told]
-            self._optimizer.tell(self._told, point.values, point.fitness)
-            self._told += 1
+        return Evaluated(values, value, fitness.normalized(means) if self._several else ())
 
 
 def _best(records: Iterable[TrialRecord]) -> float | None:

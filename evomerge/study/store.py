@@ -153,6 +153,10 @@ class Store:
         self._identities |= {record.number: record.identity for record in found}
         return found
 
+    def scores(self) -> dict[int, dict[str, float]]:
+        """Return each task's mean score of every trial that succeeded, by its number."""
+        return self._database.read(lambda one: rows.read_scores(one, self._study))
+
     def summary(self) -> rows.Summary:
         """Return how far the study is, without reading its trials one by one."""
         return self._database.read(lambda one: rows.summarize(one, self._study))
@@ -161,12 +165,23 @@ class Store:
         """Return the number and the fitness of every trial."""
         return self._database.read(lambda one: rows.history(one, self._study))
 
-    def propose(self, slot: int, values: Values) -> int:
-        """Write a proposal as a running trial, in one transaction; returns its number."""
+    def beside(self, action: Callable[[Any, int], T]) -> T:
+        """Do something to this study in one transaction that needs no writer's lock."""
+        return self._database.write(lambda one: action(one, self._study))
+
+    def look(self, action: Callable[[Any, int], T]) -> T:
+        """Read something of this study."""
+        return self._database.read(lambda one: action(one, self._study))
+
+    def propose(self, slot: int, values: Values, queued: int | None = None) -> int:
+        """Write a proposal as a running trial, in one transaction; returns its number.
+
+        `queued` says which entry of the queue it is.
+        """
         assert self._describe is not None
         parameters = self._describe(values)
         identity, number = self._write(
-            lambda one: rows.add_trial(one, self._study, slot, parameters)
+            lambda one: rows.add_trial(one, self._study, slot, parameters, queued)
         )
         self._identities[number] = identity
         return number

@@ -111,6 +111,34 @@ def test_rebuilt_at_any_slot_it_goes_on_as_if_never_stopped(
         assert replayed.ask(cut) == whole[cut][0]
 
 
+def goals(genome: Genome, values: Any) -> tuple[float, ...]:
+    """Two objectives whose best points are apart."""
+    point = genome.to_unit(values)
+    return tuple(-float(((point - target) ** 2).sum()) for target in (0.2, 0.8))
+
+
+@pytest.mark.parametrize("failed_start", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_several_objectives_are_replayed_too(name: str, failed_start: bool) -> None:
+    values = initial(NUMBERS)
+    known = Evaluated(values, -0.5, goals(NUMBERS, values))
+    start = (Evaluated(values, None) if failed_start else known,)
+    first, done = make(name, start=start), []
+    told = 0
+    for slot in range(slots_for(name) + 3):
+        while told < first.horizon(slot):
+            first.tell(told, *done[told])
+            told += 1
+        values = first.ask(slot)
+        worth = goals(NUMBERS, values)
+        done.append((values, None, ()) if slot % 5 == 1 else (values, sum(worth), worth))
+    for cut in range(0, len(done), 3):
+        replayed = make(name, start=start)
+        for slot in range(replayed.horizon(cut)):
+            replayed.tell(slot, *done[slot])
+        assert replayed.ask(cut) == done[cut][0]
+
+
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_the_order_in_which_workers_finish_cannot_matter(name: str, kind: str) -> None:
     whole = trace(name, kind)

@@ -47,7 +47,9 @@ def die_at(number: int) -> None:
 def merge(recipe: Path, out: Path, resume: bool) -> int:
     """Merge in this process, every tensor a shard; returns an exit status."""
     try:
-        digest = merge_file(recipe, out, "cpu", 1, resume, lambda *step: None, lambda text: None)
+        digest = merge_file(
+            recipe, out, "cpu", 1, resume, False, lambda *step: None, lambda text: None
+        )
     except CheckpointError as problem:
         return REFUSED if "exists already" in str(problem) else 1
     out.with_suffix(".digest").write_text(digest)

@@ -28,6 +28,7 @@ def report() -> dict[str, Any]:
             row("ensemble", "reference", 0.875),
         ],
         "winner": {"name": "trial 7"},
+        "search": {"ended": None},
     }
 
 
@@ -40,6 +41,65 @@ def test_table_has_the_numbers(report: dict[str, Any]) -> None:
     assert "0.762 – 0.863" in winner
     assert "0.250" in winner
     assert "<script>alert(1)</script>" in text
+
+
+def test_what_ended_a_search_early_is_said(tmp_path: Path, report: dict[str, Any]) -> None:
+    report["search"]["ended"] = "The search ended after 9 < 60 trials."
+    stream = io.StringIO()
+    print_report(report, Console(file=stream, width=140))
+    assert "The search ended after 9 < 60 trials." in stream.getvalue()
+    write_html(tmp_path / "report.html", "s", report, [(0, 0.5)])
+    assert "The search ended after 9 &lt; 60 trials." in (tmp_path / "report.html").read_text()
+
+
+def member(trial: int, first: float, second: float, holds: bool) -> dict[str, Any]:
+    return {
+        "trial": trial,
+        "search": {"a&b": first, "c": second},
+        "select": {"a&b": first - 0.25, "c": second - 0.25},
+        "normalized": first,
+        "holds": holds,
+    }
+
+
+@pytest.fixture
+def front(report: dict[str, Any]) -> dict[str, Any]:
+    """A report of two objectives."""
+    report["winner"]["trial"] = 7
+    return report | {"front": [member(3, 0.5, 1.5, False), member(7, 1.25, 0.75, True)]}
+
+
+def test_the_front_is_a_table_best_first(front: dict[str, Any]) -> None:
+    stream = io.StringIO()
+    print_report(front, Console(file=stream, width=140))
+    lines = stream.getvalue().split("trade-offs")[1].splitlines()
+    cells = [line.strip("│ ").split("│") for line in lines if "│" in line]
+    assert [[one.strip() for one in row] for row in cells] == [
+        ["7 *", "1.250 1.000", "0.750 0.500", "1.250"],
+        ["3", "0.500 0.250", "1.500 1.250", "0.500"],
+    ]
+    assert "a&b" in stream.getvalue()
+
+
+def test_a_report_of_one_objective_has_no_trade_offs(
+    tmp_path: Path, report: dict[str, Any]
+) -> None:
+    stream = io.StringIO()
+    print_report(report, Console(file=stream, width=140))
+    write_html(tmp_path / "report.html", "s", report, [(0, 0.5)])
+    assert "trade-offs" not in stream.getvalue()
+    assert "Trade-offs" not in (tmp_path / "report.html").read_text()
+
+
+def test_the_front_on_the_page(tmp_path: Path, front: dict[str, Any]) -> None:
+    write_html(tmp_path / "report.html", "s", front, [(0, 0.5)])
+    text = (tmp_path / "report.html").read_text().split("<h2>Trade-offs</h2>")[1]
+    rows = text.split("</table>")[0].split("<tr")[1:]
+    assert "<th>a&amp;b</th><th>c</th>" in rows[0]
+    assert rows[1].startswith(' class="winner"><td>trial 7 *</td>')
+    assert "<td>1.250 <small>1.000</small></td><td>0.750 <small>0.500</small></td>" in rows[1]
+    assert rows[2].startswith(' class="baseline"><td>trial 3</td>')
+    assert len(rows) == 3
 
 
 def test_page_is_well_formed_and_self_contained(tmp_path: Path, report: dict[str, Any]) -> None:

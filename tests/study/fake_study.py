@@ -20,7 +20,7 @@ from evomerge import optimizers, plugins
 from evomerge.errors import CandidateError
 from evomerge.proxy_tasks import ItemScores
 from evomerge.study import baselines, loop
-from evomerge.study.file import CheckedStudy, StudyFile, bind_space
+from evomerge.study.file import CheckedStudy, StudyFile, bind_space, start_points
 
 NAMES = plugins.names(optimizers)
 TRIALS = {"gp": 9, "tpe": 12}  # those that take long get on with fewer
@@ -60,7 +60,9 @@ class Silent:
 
 def mapping(optimizer: str = "cma_es") -> dict[str, Any]:
     """A study file as data."""
-    own = {"startup_trials": 4} if optimizer in ("gp", "tpe") else {}
+    own: dict[str, Any] = {"startup_trials": 4} if optimizer in ("gp", "tpe") else {}
+    if optimizer == "nsga2":
+        own = {"population": 4, "objectives": "tasks"}
     return {
         "models": {"base": "/m/base", "experts": {"one": "/m/one", "two": "/m/two"}},
         "space": SPACE,
@@ -71,6 +73,29 @@ def mapping(optimizer: str = "cma_es") -> dict[str, Any]:
         "search": {"optimizer": optimizer, "trials": TRIALS.get(optimizer, 14), "seed": 3, **own},
         "fitness": {"worst": 0.25},
     }
+
+
+def staged(optimizer: str = "cma_es") -> dict[str, Any]:
+    """A study whose space becomes finer and narrower twice, as data."""
+    data = mapping(optimizer)
+    curve = {"curve": 3, "over": ["attention", "other"], "range": [0.3, 2], "init": 1}
+    weight = {"product": [{"range": [0, 1.5], "init": 0.4}, "depth"]}
+    parameters = {"weight": weight, "density": "density"}
+    data["space"] = {
+        **SPACE,
+        "models": [{"each": "experts", "parameters": parameters}],
+        "parameters": {"normalize": {"choice": [True, False]}},
+        "holes": {**SPACE["holes"], "depth": curve},
+    }
+    if optimizer in ("cma_es",):
+        data["space"]["parameters"] = {"normalize": False}
+        data["search"]["population"] = 4
+    second = {} if optimizer == "cma_es" else {"choices": "fix"}
+    data["search"]["stages"] = [
+        {"after": 5, "knots": 2, "narrow": 0.5},
+        {"after": 8, "groups": "split", **second},
+    ]
+    return data
 
 
 def write_study(folder: Path, data: Mapping[str, Any]) -> Path:
@@ -97,8 +122,9 @@ def fake_check(file: StudyFile, trust: bool = False) -> CheckedStudy:
     tasks: Any = tuple(FakeItems(name) for name in TASKS)
     tokenizer: Any = None
     return CheckedStudy(
-        file, file.refs, (), space, TENSORS, tasks, tokenizer, file.search.optimizer
-    )
+        file, file.refs, (), space, TENSORS, tasks, tokenizer, file.search.optimizer,
+        start_points(file, space, TENSORS),
+    )  # fmt: skip
 
 
 class FakeScorer:

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy.engine.default import DefaultDialect
 
-from tests.study.fake_study import NAMES, contents, go_on, mapping, write_study
+from tests.study.fake_study import NAMES, contents, go_on, mapping, staged, write_study
+
+STAGED = ("cma_es", "cma_mixed", "tpe", "random_search")
 
 
 class Death(BaseException):
@@ -50,11 +52,14 @@ def test_the_study_is_worth_the_trouble(fake: Path) -> None:
     assert len(report["finalists"]) > 2
 
 
-@pytest.mark.parametrize("optimizer", NAMES)
+@pytest.mark.parametrize(
+    ("optimizer", "make"),
+    [(name, mapping) for name in NAMES] + [(name, staged) for name in STAGED],
+)
 def test_death_at_every_single_commit(
-    optimizer: str, fake: Path, tmp_path: Path, commits: Any
+    optimizer: str, make: Any, fake: Path, tmp_path: Path, commits: Any
 ) -> None:
-    write_study(tmp_path, mapping(optimizer))
+    write_study(tmp_path, make(optimizer))
     images = tmp_path / "images"
     seen: dict[bytes, str] = {}  # different images, by what they hold
 

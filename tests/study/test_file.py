@@ -65,7 +65,16 @@ def test_parts_that_may_be_left_out(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
-        ("cma_es", {"sigma": 1, "population": 6}, {"sigma": 1.0, "population": 6}),
+        (
+            "cma_es",
+            {"sigma": 1, "population": 6},
+            {"sigma": 1.0, "population": 6, "diagonal": None},
+        ),
+        (
+            "nsga2",
+            {"population": 8, "objectives": "tasks"},
+            {"population": 8, "crossover": 0.9, "mutation": None},
+        ),
         ("tpe", {"startup_trials": 3}, {"startup_trials": 3, "multivariate": True}),
         ("random_search", {}, {}),
     ],

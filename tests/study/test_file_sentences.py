@@ -32,13 +32,20 @@ SENTENCES: list[tuple[str, Any, str]] = [
     (
         "search.sigma",
         0.1,
-        "expected a setting of the optimizer auto, got sigma, which is one of cma_es at "
-        "search in study.yaml",
+        "expected a setting of the optimizer auto, got sigma, which is one of cma_es and "
+        "cma_mixed at search in study.yaml",
     ),
     (
         "search.zebra",
         1,
-        "unknown key 'zebra' at search in study.yaml; known: optimizer, seed, trials",
+        "unknown key 'zebra' at search in study.yaml; known: give_up, min_gain, objectives, "
+        "optimizer, patience, seed, stages, start, trials",
+    ),
+    (
+        "search.objectives",
+        "task",
+        "expected one of fitness, tasks (the one fitness, or every task's score for itself), got "
+        "'task' at search.objectives in study.yaml; did you mean 'tasks'?",
     ),
     (
         "splits.seed",

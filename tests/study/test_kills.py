@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.study.fake_study import NAMES, contents, go_on_in, mapping, write_study
+from tests.study.fake_study import NAMES, contents, go_on_in, mapping, staged, write_study
 
 KILLS = 13  # of each optimizer
 PRELOAD = ["tests.study.fake_study", "optuna.storages", "alembic.command", "scipy.optimize", "cma"]
@@ -32,6 +32,7 @@ def kill_often(
         here, there = processes.Pipe(duplex=False)
         process = processes.Process(target=go_on_in, args=(folder, study, name, url, there))
         process.start()
+        there.close()  # so that its death is seen
         here.recv()
         return process
 
@@ -61,12 +62,14 @@ def kill_often(
         round_ += 1
 
 
-@pytest.mark.parametrize("optimizer", NAMES)
+@pytest.mark.parametrize(
+    ("optimizer", "make"), [*((name, mapping) for name in NAMES), ("cma_es", staged)]
+)
 def test_kills_at_random_moments(
-    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Any
+    optimizer: str, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    study = write_study(tmp_path, mapping(optimizer))
+    study = write_study(tmp_path, make(optimizer))
     kill_often(processes, tmp_path, study, None, optimizer, KILLS)
 
 

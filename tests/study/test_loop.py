@@ -10,11 +10,14 @@ import numpy as np
 import optuna
 import pytest
 
+from evomerge import checking
 from evomerge.errors import EvomergeError, StudyError
 from evomerge.evaluator import SPLITS
-from evomerge.study import loop, view
+from evomerge.study import loop
+from evomerge.study.export import exported
 from evomerge.study.item_scores import pack, unpack
-from evomerge.study.store import Store, only_writer
+from evomerge.study.store import Store, only_writer, studies
+from evomerge.study.summary import status, stored_report
 from tests.conftest import copy_family
 from tests.study.test_crash import Silent, recorded
 
@@ -173,8 +176,8 @@ def test_changed_weights_are_refused(
     weights.write_bytes(data)
     with pytest.raises(StudyError, match=r"the weights of .*experts/sort are not those"):
         loop.resume("s", trials=20, **options)
-    assert view.stored_report("s", None) == finished  # a refusal changes nothing
-    assert view.status("s", None)["total"] == 12
+    assert stored_report("s", None) == finished  # a refusal changes nothing
+    assert status("s", None)["total"] == 12
     shutil.copyfile(family / "experts/reverse/model.safetensors", weights)
     with pytest.raises(StudyError, match=r"the weights of .*experts/sort are not those"):
         loop.resume("s", trials=20, **options)
@@ -202,9 +205,9 @@ def test_unknown_names_are_one_sentence(
     monkeypatch.chdir(tmp_path)
     for action in (
         lambda: loop.resume(name, trials=None, **options),
-        lambda: view.status(name, None),
-        lambda: view.exported(name, None, None),
-        lambda: view.stored_report(name, None),
+        lambda: status(name, None),
+        lambda: exported(name, None, None),
+        lambda: stored_report(name, None),
     ):
         with pytest.raises(EvomergeError) as caught:
             action()
@@ -221,21 +224,21 @@ def test_another_database_by_url(
         loop.search(family / "study.yaml", name, trials=5, seed=None, **options)
     names = optuna.get_all_study_names(options["url"])
     assert sorted(names) == ["one", "two"]
-    assert view.studies(options["url"]) == ["one", "two"]
+    assert studies(options["url"]) == ["one", "two"]
     with only_writer("one", options["url"]):
         monkeypatch.chdir(family)  # the lock belongs to the database, not to the folder
         with pytest.raises(StudyError, match="another process"):
             loop.resume("one", trials=9, **options)
     monkeypatch.chdir(tmp_path)
-    assert view.status("two", options["url"])["trials"]["complete"] == 5
+    assert status("two", options["url"])["trials"]["complete"] == 5
     assert not Path("runs/one/study.db").exists()
 
 
 def test_export_needs_the_database_alone(once: Path, finished: dict[str, Any]) -> None:
-    winner, third = view.exported("s", None, None), view.exported("s", None, 3)
+    winner, third = exported("s", None, None), exported("s", None, 3)
     shutil.move(once / "family", once / "gone")
-    assert view.exported("s", None, None) == winner
-    assert view.exported("s", None, 3) == third
+    assert exported("s", None, None) == winner
+    assert exported("s", None, 3) == third
     shutil.move(once / "gone", once / "family")
 
 
@@ -247,7 +250,7 @@ def test_what_cannot_be_scored_is_found_before_anything_is_written(
 
     def refusal() -> str:
         for action in (
-            lambda: view.check(family / "study.yaml"),
+            lambda: checking.check(family / "study.yaml"),
             lambda: loop.search(family / "study.yaml", "s", trials=None, seed=None, **options),
         ):
             with pytest.raises(EvomergeError) as caught:
@@ -273,7 +276,7 @@ def test_what_cannot_be_scored_is_found_before_anything_is_written(
 def test_a_text_file_as_database_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     (tmp_path / "no.db").write_text("not a database, not at all" * 50)
     with pytest.raises(StudyError, match="cannot open the database"):
-        view.status("s", f"sqlite:///{tmp_path}/no.db")
+        status("s", f"sqlite:///{tmp_path}/no.db")
 
 
 def test_item_scores_survive_packing() -> None:
@@ -303,12 +306,12 @@ def test_export_while_running_gives_the_best_so_far(
         )
     done = [row for row in recorded(tmp_path, "s") if row[1] == "COMPLETE"]
     best = max(done, key=lambda row: row[3][0])
-    assert f"the best so far, trial {best[0]}" in view.exported("s", None, None)
-    assert view.exported("s", None, 2) != view.exported("s", None, 3)
+    assert f"the best so far, trial {best[0]}" in exported("s", None, None)
+    assert exported("s", None, 2) != exported("s", None, 3)
     with pytest.raises(StudyError, match=r"expected a trial from 0 to \d+, got 99"):
-        view.exported("s", None, 99)
+        exported("s", None, 99)
     with pytest.raises(StudyError, match="7 of its 12 trials are done"):
-        view.stored_report("s", None)
-    state = view.status("s", None)
+        stored_report("s", None)
+    state = status("s", None)
     assert state["trials"] == {"complete": 7, "failed": 0, "running": 0}
     assert not state["finished"]

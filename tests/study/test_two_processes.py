@@ -51,6 +51,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(
     here, there = processes.Pipe()
     process = processes.Process(target=hold, args=(tmp_path, fake, url, there))
     process.start()
+    there.close()  # so that its death is seen
     assert here.recv() == "here"
     refused = r"the study held is being run by another process; wait for it or stop it first"
     with pytest.raises(StudyError, match=refused):
@@ -83,6 +84,7 @@ def test_a_dashboard_disturbs_nothing(fake: Path, url: str, processes: Any) -> N
     here, there = processes.Pipe()
     process = processes.Process(target=watch, args=(url, there))
     process.start()
+    there.close()  # so that its death is seen
     assert here.recv() == "here"
     for number in range(3):
         loop.search(fake, f"held{number or ''}", trials=None, seed=None, url=url, watcher=Silent())
@@ -129,6 +131,7 @@ def test_studies_that_begin_at_once_share_a_new_database(
         here, there = processes.Pipe()
         process = processes.Process(target=begin, args=(tmp_path, fake, f"s{number}", url, there))
         process.start()
+        there.close()  # so that its death is seen
         started.append((process, here))
     for _, here in started:
         assert here.recv() == "here"
