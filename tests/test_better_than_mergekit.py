@@ -339,7 +339,7 @@ def test_10_the_second_candidate_costs_no_reading_and_no_sorting(
 
     first, second = (parse_recipe(data, PLACE) for data in candidates)
     opened = [open_checkpoint(ref, PLACE) for ref in first.inputs]
-    merger = Merger(opened, result_dtype="float32", memory="device")
+    merger = Merger(opened, result_dtype="float32", memory="device", keep=False)
     before = {name: one.clone() for name, one in merger.materialize(first).items()}
     assert min(counted.since()) > 0
     after = merger.materialize(second)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from tests.study.fake_study import faked, mapping, write_study
+from tests.study.fake_study import fake_models, mapping, write_study
 
 _NUMBERS = itertools.count()
 
@@ -66,9 +66,8 @@ def postgresql() -> Iterator[str]:
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The study file of a study without models, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    path = write_study(tmp_path, mapping())
-    with faked():
-        yield path
+    fake_models(monkeypatch)
+    return write_study(tmp_path, mapping())

@@ -172,13 +172,18 @@ class FakeScorer:
         return found
 
 
+def fake_models(patch: pytest.MonkeyPatch) -> None:
+    """Let the loop run studies without models, with fewer baselines than real ones have."""
+    patch.setattr(loop, "check_study", fake_check)
+    patch.setattr(loop, "_scorer", lambda checked, watcher, machine: FakeScorer(checked))
+    patch.setattr(baselines, "LINE", (0.3, 0.6))
+
+
 @contextmanager
 def faked() -> Iterator[pytest.MonkeyPatch]:
-    """Let the loop run studies without models, with fewer baselines than real ones have."""
+    """Do so for a while, in a process of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "check_study", fake_check)
-        patch.setattr(loop, "_scorer", lambda checked, watcher, machine: FakeScorer(checked))
-        patch.setattr(baselines, "LINE", (0.3, 0.6))
+        fake_models(patch)
         yield patch
 
 
