@@ -97,10 +97,13 @@ class Statistics(Protocol):
         """
         ...
 
-    def thresholds(self, density: Array, whole_model: bool = False) -> tuple[Array, Array]:
+    def thresholds(
+        self, density: Array, whole_model: bool = False, gains: bool = True
+    ) -> tuple[Array, Array]:
         """Return the k-th largest magnitude and Σ|δ| / Σ|δ of the k largest|, for each [M, T].
 
-        k = max(1, int(density·n)), with n the size of the tensor, or of the whole model.
+        k = max(1, int(density·n)), with n the size of the tensor, or of the whole model. Without
+        `gains` the second may be anything.
         """
         ...
 

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 def plan(settings: Settings) -> dict[str, Array]:
     """Look up each task vector's threshold; every entry of at least that magnitude is kept."""
     density, whole = settings["density"], settings["trim_whole_model"] > 0
+    gains = bool((settings["rescale"] > 0).any())
     least, gain = np.zeros_like(density), np.ones_like(density)
     for chosen, over_model in ((~whole, False), (whole, True)):
         if chosen.any():
-            found, rescaled = settings.statistics.thresholds(density, over_model)
+            found, rescaled = settings.statistics.thresholds(density, over_model, gains)
             least = np.where(chosen, found, least)
             gain = np.where(chosen, rescaled, gain)
     columns = weighted_columns(settings, gain, settings["elect_unweighted"])

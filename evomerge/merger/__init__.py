@@ -38,8 +38,9 @@ class Merger:
     the output; None keeps each tensor's dtype in the first checkpoint. `memory` says where the
     inputs lie: on the device, in host memory, or on disk, memory-mapped; `auto` takes the first
     that they fit. `kernel` is fused by torch.compile or eager; `auto` compiles for models that are
-    worth it. Statistics of the inputs are kept on disk unless `keep` is false. Raises
-    CheckpointError where inputs do not fit each other or hold NaN or infinity.
+    worth it. Statistics of the inputs are kept on disk unless `keep` is false; `once` is for a
+    single candidate, and measures no more than it needs. Raises CheckpointError where inputs do not
+    fit each other or hold NaN or infinity.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Merger:
         memory: Memory = "auto",
         kernel: KernelChoice = "auto",
         keep: bool = True,
+        once: bool = False,
         progress: Progress = lambda text, done, total: None,
     ) -> None:
         self.device = torch.device(device)
@@ -71,7 +73,7 @@ class Merger:
         self._planner = Planner(
             self._layout,
             {checkpoint.ref: number for number, checkpoint in enumerate(checkpoints)},
-            self._statistics(keep, progress),
+            self._statistics(keep, once, progress),
             self.device,
         )
         elements = sum(slot.elements for _, slot in self._layout.places.values())
@@ -117,7 +119,7 @@ class Merger:
             }
         return self._digests[number]
 
-    def _statistics(self, keep: bool, progress: Progress) -> InputStatistics:
+    def _statistics(self, keep: bool, once: bool, progress: Progress) -> InputStatistics:
         layout = self._layout
         held: dict[int, tuple[int, ...]] = {}
         for group in layout.groups:
@@ -134,6 +136,7 @@ class Merger:
             lambda number, tensor: self._digests_of(number)[layout.tensors[tensor]],
             Cache(default_folder() if keep else None),
             progress,
+            once,
         )
 
     @cached_property

@@ -11,7 +11,7 @@ import torch
 from evomerge.merge_methods import Array
 from evomerge.merge_methods._task_vectors import variance
 from evomerge.merger.layout import WIDTH
-from evomerge.merger.order_statistics import ranked
+from evomerge.merger.order_statistics import at_rank, ranked
 
 CHUNK = 1 << 18  # elements per step of a reduction: what a core keeps in its cache
 _NO_MASS = 1e-7  # below this, a task vector is not rescaled
@@ -90,6 +90,15 @@ def by_magnitude(
     first = size - np.clip((densities * size).astype(np.int64), 1, size)
     found = ranked(chunks, size, first)
     return np.stack([found.values, ratio(found.total, found.total - found.below)], axis=1)
+
+
+def threshold(source: Source, base: int, model: int, tensor: int, density: float) -> float:
+    """Return the threshold of trimming a tensor, as `by_magnitude` does."""
+    size = source.size(tensor)
+    if not size:
+        return 0.0
+    rank = size - min(max(int(density * size), 1), size)
+    return at_rank(lambda: source.magnitudes(base, model, tensor), size, rank)
 
 
 def by_band(

@@ -35,12 +35,14 @@ class InputStatistics:
     """Statistics of inputs with T tensors.
 
     `digest(input, tensor)` is a hash of a tensor's content, by which `cache` keeps the statistics.
+    With `once`, what one recipe needs is not measured for others too, where that takes less time.
     """
 
     source: Source
     digest: Callable[[int, int], str]
     cache: Cache
     progress: Progress
+    once: bool = False
     _known: dict[str, Arrays] = field(default_factory=dict)
     _single: dict[tuple[str, int, float], Array] = field(default_factory=dict)
 
@@ -133,6 +135,16 @@ class InputStatistics:
             return measures.by_magnitude(self.source, base, model, [one], densities)
 
         return self._by_density("thresholds", (base, model), measure, tensors, densities, 2)
+
+    def threshold(self, base: int, model: int, tensors: Integers, densities: Array) -> Array:
+        """Return the threshold alone, of one density each, [K]; nothing of it is kept."""
+        found = np.empty(len(tensors))
+        what = f"preparing: thresholds of model {model}"
+        for index, (tensor, density) in enumerate(zip(tensors, densities, strict=True)):
+            self.progress(what, index, len(tensors))
+            found[index] = measures.threshold(self.source, base, model, int(tensor), float(density))
+        self.progress(what, len(tensors), len(tensors))
+        return found
 
     def magnitude_of_model(self, base: int, model: int, densities: Array) -> Array:
         """Return (threshold, rescale) of keeping the largest magnitudes of the whole model."""

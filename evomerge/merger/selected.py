@@ -41,8 +41,12 @@ class Selected:
                 found[:, row, column] = products[list(self.tensors)]
         return found
 
-    def thresholds(self, density: Array, whole_model: bool = False) -> tuple[Array, Array]:
+    def thresholds(
+        self, density: Array, whole_model: bool = False, gains: bool = True
+    ) -> tuple[Array, Array]:
         """Look up the thresholds and the rescaling of trimming by magnitude."""
+        if self.source.once and not whole_model and not gains:
+            return self._each(density, None, self._threshold, (0.0,))[0], np.ones_like(density)
 
         def find(base: int, at: int, tensors: Integers, values: Array) -> Array:
             if whole_model:
@@ -51,6 +55,9 @@ class Selected:
 
         least, gain = self._each(density, None, find, (0.0, 1.0))
         return least, gain
+
+    def _threshold(self, base: int, at: int, tensors: Integers, values: Array) -> Array:
+        return self.source.threshold(base, self.models[at], tensors, values)[:, None]
 
     def bands(self, density: Array, gamma: Array) -> tuple[Array, Array, Array]:
         """Look up the bounds and the rescaling of trimming at both ends."""

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from evomerge.sizes import as_size
 from evomerge.slices import SlicedRecipe, load_any_recipe
 
 SHARD_BYTES = 4 * 10**9
+_STEPS = 300  # some hundredths of a second
 _FEW = 500_000_000  # elements; to merge fewer once takes less time than to compile a kernel
 
 
@@ -220,17 +222,29 @@ def _once(shards: Mapping[str, Sequence[Entry]], device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def _threads(shards: Mapping[str, Sequence[Entry]], device: torch.device) -> Iterator[None]:
-    """Use one thread for an eager kernel, whose many small steps others would wait at the end of.
+    """Use one thread for an eager kernel where more would be slower at its many small steps.
 
-    Where the machine does other work too, that takes longer than the work itself.
+    They wait for each other at the end of each, so that where the machine does other work too they
+    can take many times as long. Both are tried on steps of that size.
     """
     before = torch.get_num_threads()
-    if _once(shards, device):
-        torch.set_num_threads(1)
+    if before > 1 and _once(shards, device):
+        taken = {threads: _small_steps(threads) for threads in (before, 1)}
+        torch.set_num_threads(min(taken, key=lambda threads: taken[threads]))
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _small_steps(threads: int) -> float:
+    """Return the seconds that steps like those of an eager kernel take on some threads."""
+    torch.set_num_threads(threads)
+    numbers = torch.ones(threads << 16)
+    started = time.perf_counter()
+    for _ in range(_STEPS):
+        numbers.mul_(1.0).abs_()
+    return (time.perf_counter() - started) / threads  # the numbers are as many as the threads
 
 
 def _merged(
@@ -246,6 +260,7 @@ def _merged(
             device=device,
             memory="disk",
             kernel="eager" if eager else "auto",
+            once=True,
             progress=progress,
         )
         yield from merger.stream(part.recipe, names)

@@ -93,9 +93,9 @@ def get(name: object, place: Place) -> ModuleType:
 def choose(genome: Genome, trials: int, several: bool = False) -> str:
     """Return the optimizer that `auto` stands for.
 
-    `several` objectives ask for TPE, whose fronts are wider than those of NSGA-II while its model
-    is cheaper than the trials; choices for mixed CMA-ES; few dimensions and few trials for a Gaussian process, whose cost
-    grows with the cube of the trials; everything else for CMA-ES.
+    Several objectives ask for TPE, whose fronts are wider than those of NSGA-II while its model is
+    cheaper than the trials; choices for mixed CMA-ES; few dimensions and few trials for a Gaussian
+    process, whose cost grows with the cube of the trials; everything else for CMA-ES.
     """
     if several:
         return "tpe" if trials <= _SOME_TRIALS else "nsga2"

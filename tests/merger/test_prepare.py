@@ -1,12 +1,13 @@
 """Statistics against brute force: thresholds, kept mass, Gram matrices."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from evomerge.merger import measures
+from evomerge.merger import measures, order_statistics
 from evomerge.merger.cache import Cache
 from evomerge.merger.layout import WIDTH
 from evomerge.merger.measures import Source
@@ -64,6 +65,33 @@ def test_the_threshold_is_the_kth_largest_magnitude(
                 assert thresholds[row, tensor] == ordered[k - 1]
                 gain = ordered.sum(dtype=float) / ordered[:k].sum(dtype=float)
                 assert gains[row, tensor] == pytest.approx(gain, rel=1e-12)
+
+
+@pytest.mark.parametrize("most", [10**6, 500])  # numbers that are sorted, not counted
+def test_for_one_candidate_thresholds_are_the_same(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is measured but the threshold asked for, in less time and to the same bit."""
+    monkeypatch.setattr(order_statistics, "SORTED", most)
+    _, statistics = made(torch.bfloat16)
+    once = replace(statistics, once=True)
+    for density in (0.003, 0.25, 0.5, 0.9999):
+        asked = np.full((2, len(NAMES)), density)
+        wanted, _ = selected(statistics, 0, 2, 1).thresholds(asked)
+        found, gains = selected(once, 0, 2, 1).thresholds(asked, gains=False)
+        assert np.array_equal(found, wanted)
+        assert (gains == 1).all()
+        rescaled = selected(once, 0, 2, 1).thresholds(asked)[1]
+        assert np.array_equal(rescaled, selected(statistics, 0, 2, 1).thresholds(asked)[1])
+
+
+def test_a_sum_does_not_depend_on_other_densities() -> None:
+    """So that a recipe is one model, whichever densities its statistics were measured for."""
+    _, statistics = made(torch.float32)
+    every = measures.by_magnitude(statistics.source, 0, 1, [2], GRID)
+    for index, density in enumerate(GRID):
+        alone = measures.by_magnitude(statistics.source, 0, 1, [2], np.array([density]))
+        assert np.array_equal(alone[0], every[index])
 
 
 def test_density_1_keeps_everything() -> None:
