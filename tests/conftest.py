@@ -22,6 +22,17 @@ def _cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         yield
 
 
+@pytest.fixture
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that comes with models is copied to, and imported from, a folder of the test's."""
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [one for one in sys.modules if one.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 @pytest.fixture(scope="session")
 def trained_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A family whose training was cut short: weak, but of the real shape. Not to be written to."""

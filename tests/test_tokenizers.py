@@ -374,7 +374,7 @@ def test_no_tokenizer_to_take(tmp_path: Path) -> None:
     assert "to have the chat template, got none" in str(found)
 
 
-def test_a_tokenizer_with_code_of_its_own_is_not_run(tmp_path: Path) -> None:
+def test_a_tokenizer_with_code_of_its_own_is_not_run(tmp_path: Path, own_modules: None) -> None:
     write_word_model(tmp_path / "base", WORDS[:5], 0)
     (tmp_path / "base/tokenizer.py").write_text(
         f"import pathlib\npathlib.Path({str(tmp_path / 'canary')!r}).touch()\n"

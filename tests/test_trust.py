@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import dynamic_module_utils
 
 from evomerge import cli
 from evomerge.checkpoints import Checkpoint
@@ -52,14 +51,10 @@ REFUSED = (
 
 
 @pytest.fixture
-def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_modules: None) -> Iterator[Path]:
     """A file that code of the checkpoints writes to; the terminal is never asked for leave."""
     asked: list[str] = []
     monkeypatch.setattr(builtins, "input", lambda prompt="": asked.append(prompt) or "y")
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in [one for one in sys.modules if one.startswith("transformers_modules")]:
-        monkeypatch.delitem(sys.modules, name)
     yield tmp_path / "canary"
     assert asked == []
 
