@@ -7,13 +7,12 @@ arXiv:2402.09353) then scales each row of that sum to a length of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evomerge.headers import TensorInfo
-from evomerge.tensor_files import StoredTensors
 
 if TYPE_CHECKING:
     import torch
@@ -75,25 +74,3 @@ def _updated(
             values *= (lengths[rows].reshape(-1) / norms)[:, None]
         new[rows] = values.to(tensor.dtype)
     return result
-
-
-class AdaptedTensors(Mapping[str, "torch.Tensor"]):
-    """A model's tensors with an adapter in them, by name.
-
-    What the adapter leaves alone is as in `tensors`; the others are computed each time that they
-    are asked for.
-    """
-
-    def __init__(self, adapter: Adapter, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._adapter = adapter
-        self._tensors = tensors
-        self._stored = StoredTensors(adapter.tensors)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._adapter.apply(name, self._tensors[name], self._stored)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)

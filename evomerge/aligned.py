@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from evomerge.checkpoints import FLOATING, Checkpoint, ModelRef, TensorInfo
@@ -13,49 +13,58 @@ from evomerge.errors import CheckpointError
 from evomerge.placement import place_tensors
 from evomerge.recipe import Recipe
 from evomerge.slices import SlicedRecipe
+from evomerge.tensor_files import TensorsByName
 from evomerge.vocabulary import Alignment, RowPlan, vocabulary_tensors
 
 if TYPE_CHECKING:
     import torch
 
 
-def align(
-    recipe: Recipe | SlicedRecipe, opened: Sequence[Checkpoint], alignment: Alignment
-) -> list[Checkpoint]:
-    """Return a recipe's checkpoints with the vocabulary of the result.
+# The models that each vocabulary tensor is merged from, and the base there.
+Holders = Mapping[str, tuple[tuple[ModelRef, ...], ModelRef | None]]
 
-    Where a row is computed from several, a tensor becomes float32 unless the recipe has no dtype.
-    Raises CheckpointError where a token's source lacks a tensor that needs it.
+
+def align(
+    opened: Sequence[Checkpoint], alignment: Alignment, holders: Holders, exact: bool
+) -> list[Checkpoint]:
+    """Return a recipe's checkpoints, the donor first, with the vocabulary of the result.
+
+    With `exact`, a tensor whose rows are computed from several becomes float32. Raises
+    CheckpointError where a token's source lacks a tensor that needs it.
     """
+    rows_of = cache(alignment.rows_of)  # embeddings and head mostly have the same
     by_ref = {checkpoint.ref: checkpoint for checkpoint in opened}
     plans: dict[ModelRef, dict[str, RowPlan]] = {ref: {} for ref in by_ref}
     donor = opened[0]
-    for name, (models, base) in _holders(recipe, opened).items():
+    for name, (models, base) in holders.items():
         for token, rule in alignment.rules.tokens.items():
             if rule.source and rule.source.model and rule.source.model not in models:
                 raise CheckpointError(
                     f"expected {name} in {rule.source.model}, which the recipe names as the source "
                     f"of the token {token!r}, got none among those merged there"
                 )
-        for model, plan in zip(models, alignment.rows_of(models, base), strict=True):
+        for model, plan in zip(models, rows_of(models, base), strict=True):
             plans[model][name] = plan
         if donor.ref not in models and name in donor.tensors:  # not merged, yet the pattern
-            plans[donor.ref][name] = alignment.rows_of([donor.ref, *models], base)[0]
+            plans[donor.ref][name] = rows_of((donor.ref, *models), base)[0]
     return [
         Aligned(
-            one.ref, one.folder, _resized(one, plans, by_ref, recipe.result_dtype is not None),
-            one.adapter, original=one, plans=plans[one.ref], others=by_ref,
+            one.ref,
+            one.folder,
+            _resized(one, plans, by_ref, exact),
+            one.adapter,
+            original=one,
+            plans=plans[one.ref],
+            others=by_ref,
         )
         for one in opened
-    ]  # fmt: skip
+    ]
 
 
-def zero_rows(
-    recipe: Recipe | SlicedRecipe, opened: Sequence[Checkpoint], alignment: Alignment
-) -> list[str]:
+def zero_rows(holders: Holders, alignment: Alignment) -> list[str]:
     """Return a sentence for each tensor with tokens that none of its models has."""
     found = []
-    for name, (models, _) in _holders(recipe, opened).items():
+    for name, (models, _) in holders.items():
         tokens = alignment.without_source(models)
         if tokens:
             shown = repr(tokens[0]) + (f" and {len(tokens) - 1} more tokens" if tokens[1:] else "")
@@ -63,9 +72,7 @@ def zero_rows(
     return found
 
 
-def _holders(
-    recipe: Recipe | SlicedRecipe, opened: Sequence[Checkpoint]
-) -> dict[str, tuple[list[ModelRef], ModelRef | None]]:
+def holders_of(recipe: Recipe | SlicedRecipe, opened: Sequence[Checkpoint]) -> Holders:
     """Return the models that each vocabulary tensor is merged from, and the base there."""
     known = {one.ref: vocabulary_tensors(one)[1] for one in opened}
     names = sorted(set().union(*known.values()) - tied_copies(opened))
@@ -73,7 +80,7 @@ def _holders(
         placed = place_tensors(recipe, opened)
         return {
             name: (
-                [ref for ref in placed[name].sources if name in known[ref]],
+                tuple(ref for ref in placed[name].sources if name in known[ref]),
                 placed[name].slice.base_model,
             )
             for name in names
@@ -81,7 +88,8 @@ def _holders(
         }
     models = [ref for ref in known if ref in recipe.inputs]
     return {
-        name: ([ref for ref in models if name in known[ref]], recipe.base_model) for name in names
+        name: (tuple(ref for ref in models if name in known[ref]), recipe.base_model)
+        for name in names
     }
 
 
@@ -124,7 +132,10 @@ class Aligned(Checkpoint):
 
     def map(self, names: Iterable[str]) -> Mapping[str, torch.Tensor]:
         """Return tensors as `Checkpoint.map`; a vocabulary tensor is put together each time."""
-        return _Mapped(self, self.original.map(names))
+        stored = self.original.map(names)
+        return TensorsByName(
+            stored, lambda name: self._rows(name) if name in self.plans else stored[name]
+        )
 
     def _rows(self, name: str) -> torch.Tensor:
         import torch
@@ -133,20 +144,3 @@ class Aligned(Checkpoint):
         others = {ref: self.others[ref].map([name])[name] for ref in plan.sources}
         dtype: torch.dtype = getattr(torch, FLOATING[self.tensors[name].dtype])
         return plan.apply(self.original.map([name])[name], others, dtype)
-
-
-class _Mapped(Mapping[str, "torch.Tensor"]):
-    def __init__(self, checkpoint: Aligned, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._checkpoint = checkpoint
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name in self._checkpoint.plans:
-            return self._checkpoint._rows(name)
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evomerge.adapter_reader import CONFIG, open_adapter
-from evomerge.adapters import AdaptedTensors, Adapter
+from evomerge.adapters import Adapter
 from evomerge.errors import CheckpointError, Found, Place, first_line
 from evomerge.files import exists
 from evomerge.headers import FLOATING, TensorInfo, read_json
@@ -25,6 +25,7 @@ from evomerge.tensor_files import (
     PICKLED_INDEX,
     SINGLE,
     StoredTensors,
+    TensorsByName,
     find_tensors,
     read_by_file,
 )
@@ -161,7 +162,10 @@ class Checkpoint:
         each time. Raises CheckpointError, on access, as `read`.
         """
         stored = StoredTensors({name: self.tensors[name] for name in names})
-        return AdaptedTensors(self.adapter, stored) if self.adapter else stored
+        if self.adapter is None:
+            return stored
+        own, apply = StoredTensors(self.adapter.tensors), self.adapter.apply
+        return TensorsByName(stored, lambda name: apply(name, stored[name], own))
 
 
 @dataclass(frozen=True)

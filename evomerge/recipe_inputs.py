@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.aligned import align, zero_rows
+from evomerge.aligned import align, holders_of, zero_rows
 from evomerge.checkpoints import Checkpoint, open_checkpoint
 from evomerge.errors import CheckpointError, Place
 from evomerge.recipe import Recipe
@@ -74,6 +74,7 @@ def open_inputs(recipe: Recipe | SlicedRecipe, source: str, *, trust: bool = Fal
     if rules.tokenizer is None:
         return RecipeInputs(tuple(opened), template=template)
     tokenizer = make_tokenizer(rules.tokenizer, opened, trust)
-    aligned = align(recipe, opened, tokenizer.alignment)
-    notes = [*tokenizer.notes, *zero_rows(recipe, opened, tokenizer.alignment)]
+    holders = holders_of(recipe, opened)
+    aligned = align(opened, tokenizer.alignment, holders, recipe.result_dtype is not None)
+    notes = [*tokenizer.notes, *zero_rows(holders, tokenizer.alignment)]
     return RecipeInputs(tuple(aligned), tokenizer, template, tuple(notes))

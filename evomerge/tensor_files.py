@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +117,23 @@ class StoredTensors(Mapping[str, "torch.Tensor"]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+class TensorsByName(Mapping[str, "torch.Tensor"]):
+    """Tensors that are got, or computed, when they are asked for, each time anew."""
+
+    def __init__(self, names: Collection[str], get: Callable[[str], torch.Tensor]) -> None:
+        self._names = names
+        self._get = get
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._get(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _opened(file: Path) -> Any:

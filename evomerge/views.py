@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from evomerge.checkpoints import Checkpoint
+from evomerge.tensor_files import TensorsByName
 
 if TYPE_CHECKING:
     import torch
@@ -35,24 +36,8 @@ class View(Checkpoint):
     def map(self, names: Iterable[str]) -> Mapping[str, torch.Tensor]:
         """Return tensors as `Checkpoint.map`."""
         wanted = {name: self.names[name] for name in names}
-        return _Renamed(wanted, self.original.map(dict.fromkeys(wanted.values())))
-
-
-class _Renamed(Mapping[str, "torch.Tensor"]):
-    """Tensors of a mapping under other names."""
-
-    def __init__(self, names: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> None:
-        self._names = names
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[self._names[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
+        stored = self.original.map(dict.fromkeys(wanted.values()))
+        return TensorsByName(wanted, lambda name: stored[wanted[name]])
 
 
 def view(checkpoint: Checkpoint, names: Mapping[str, str]) -> Checkpoint:

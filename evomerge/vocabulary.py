@@ -14,7 +14,7 @@ import numpy.typing as npt
 from evomerge.checkpoints import Checkpoint, ModelRef
 from evomerge.errors import CheckpointError, Found
 from evomerge.module_groups import tensor_names_by_layer
-from evomerge.tokenizer_rules import TokenizerRules
+from evomerge.tokenizer_rules import TokenizerRules, TokenSource
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,12 @@ class Vocabulary:
         """Return a token's row; -1 where the model has no such token, or no row for it."""
         found = self.ids.get(token, -1)
         return found if found < self.rows else -1
+
+    def named(self, source: TokenSource, token: str) -> int:
+        """Return the row that a source names for a token: by id, by text, or the token's own."""
+        if source.token_id is not None:
+            return source.token_id
+        return self.row(token if source.token is None else source.token)
 
 
 def vocabulary_tensors(checkpoint: Checkpoint) -> tuple[int, frozenset[str]]:
@@ -90,9 +96,8 @@ class Alignment:
             if vocabulary is None:
                 known = ", ".join(map(str, self.vocabularies))
                 raise here.fail(f"one of the recipe's models, {known}", str(source.model))
-            wanted = token if source.token is None else source.token
-            row = vocabulary.row(wanted) if source.token_id is None else source.token_id
-            if not 0 <= row < vocabulary.rows:
+            if not 0 <= vocabulary.named(source, token) < vocabulary.rows:
+                wanted = token if source.token is None else source.token
                 what = repr(wanted) if source.token_id is None else f"id {source.token_id}"
                 rows = f"{source.model}, which has {vocabulary.rows} rows"
                 raise here.fail(f"a token of {rows}", Found(what))
@@ -130,10 +135,7 @@ class Alignment:
             for rows in sources.values():
                 rows[row] = -1
             if source.model in sources:
-                wanted = token if source.token is None else source.token
-                number = source.token_id
-                vocabulary = self.vocabularies[source.model]
-                sources[source.model][row] = vocabulary.row(wanted) if number is None else number
+                sources[source.model][row] = self.vocabularies[source.model].named(source, token)
         padding = np.ones(self.size, dtype=bool)
         padding[list(self.ids.values())] = False
         return [self._plan(np.where(forced, -1, own[model]), sources, padding) for model in models]

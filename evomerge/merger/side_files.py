@@ -66,13 +66,14 @@ def carry(inputs: RecipeInputs, folder: Path) -> None:
     They are the donor's, save for a tokenizer or chat template that the recipe asks for.
     """
     donor, new = inputs.donor.folder, inputs.tokenizer
-    _copy(donor, folder, [*_matching(donor, _OTHERS), *_code(donor)])
+    origin = new.origin if new else donor
+    own = side_files(donor) if origin == donor else [*_matching(donor, _OTHERS), *_code(donor)]
+    _copy(donor, folder, own)
     if new and (folder / _GENERATION).is_file():
         write_json(folder / _GENERATION, inputs.in_vocabulary(read_json(folder / _GENERATION)))
-    origin = new.origin if new else donor
-    if origin:
+    if origin and origin != donor:
         _copy(origin, folder, [*_matching(origin, _TOKENIZER), *_code(origin)])
-    elif new:
+    elif new and not origin:
         new.tokenizer.save_pretrained(str(folder))
     inputs.write_template(folder)
 

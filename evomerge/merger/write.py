@@ -191,16 +191,17 @@ def _write_shards(
     missing = {file: entries for file, entries in shards.items() if file not in work.finished}
     names = {entry.name for entries in missing.values() for entry in entries}
     digests: dict[str, str] = {}
+    eager = _once(shards, device)
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for part in parts:
-            for name, tensor in _merged(part, names, device, _once(shards, device), progress):
+            for name, tensor in _merged(part, names, device, eager, progress):
                 progress("merging", total - len(names) + len(digests), total)
                 digests[name] = tensor_digest(tensor)
                 yield name, tensor
 
     stream = tensors()
-    with _threads(shards, device):
+    with _threads(eager):
         for file, entries in missing.items():
             partial = work.model / f".{file}"
             write_shard(partial, entries, stream)
@@ -221,14 +222,14 @@ def _once(shards: Mapping[str, Sequence[Entry]], device: torch.device) -> bool:
 
 
 @contextlib.contextmanager
-def _threads(shards: Mapping[str, Sequence[Entry]], device: torch.device) -> Iterator[None]:
+def _threads(eager: bool) -> Iterator[None]:
     """Use one thread for an eager kernel where more would be slower at its many small steps.
 
     They wait for each other at the end of each, so that where the machine does other work too they
     can take many times as long. Both are tried on steps of that size.
     """
     before = torch.get_num_threads()
-    if before > 1 and _once(shards, device):
+    if eager and before > 1:
         taken = {threads: _small_steps(threads) for threads in (before, 1)}
         torch.set_num_threads(min(taken, key=lambda threads: taken[threads]))
     try:
