@@ -13,7 +13,7 @@ import xxhash
 
 from evomerge.errors import Found, Place
 from evomerge.language_model import LanguageModel
-from evomerge.proxy_tasks import ItemScores, Task, TaskSettings, Vector
+from evomerge.proxy_tasks import ItemScores, Probabilities, Task, TaskSettings, Vector
 from evomerge.proxy_tasks._data import Row
 from evomerge.tokenizer_files import Tokenizer
 
@@ -87,17 +87,32 @@ class Evaluator:
             task.name: task.kind.Task(task.settings, task.examples, tokenizer) for task in tasks
         }
 
-    def scores(self, model: LanguageModel, split: Split, exact: bool) -> dict[str, ItemScores]:
-        """Score all items of a split; see proxy_tasks.Task for `exact`.
+    def scores(
+        self,
+        model: LanguageModel,
+        split: Split,
+        exact: bool,
+        only: Mapping[str, Sequence[int]] | None = None,
+    ) -> dict[str, ItemScores]:
+        """Score all items of a split, or `only` some of a task's by their place in the split.
 
-        Scores have float32 precision, so that the database keeps them to the last bit.
+        See proxy_tasks.Task for `exact`. Scores have float32 precision, so that the database keeps
+        them to the last bit.
         """
         found = {}
         for name, task in self._tasks.items():
-            scores = task.scores(model, self._splits[name][split], exact)
-            found[name] = ItemScores(*(_single(one) for one in (scores.score, scores.correct)))
+            items = self._splits[name][split]
+            chosen = items if only is None else [items[place] for place in only[name]]
+            found[name] = _single(task.scores(model, chosen, exact))
         return found
 
 
-def _single(vector: Vector) -> Vector:
+def _single(scores: ItemScores) -> ItemScores:
+    found = scores.probabilities
+    if found is not None:
+        found = Probabilities(_rounded(found.gold), _rounded(found.confidence))
+    return ItemScores(_rounded(scores.score), _rounded(scores.correct), found)
+
+
+def _rounded(vector: Vector) -> Vector:
     return vector.astype(np.float32).astype(np.float64)

@@ -45,15 +45,29 @@ class TaskSettings(BaseModel):
 
 
 @dataclass(frozen=True)
+class Probabilities:
+    """What a model itself thinks of n answers, each float64 [n] in [0, 1].
+
+    `gold` is the probability that it gives the right answer, `confidence` the one that it gives
+    the answer that it chooses.
+    """
+
+    gold: Vector
+    confidence: Vector
+
+
+@dataclass(frozen=True)
 class ItemScores:
     """Scores of n items, each float64 [n] in [0, 1].
 
     `score` is smooth and is what fitness is made of; `correct` is what reports show: right or
-    wrong, or the part of an item that is right.
+    wrong, or the part of an item that is right. `probabilities` are what calibration is measured
+    by, where the kind of task knows them.
     """
 
     score: Vector
     correct: Vector
+    probabilities: Probabilities | None = None
 
 
 class Task(Protocol):

@@ -9,23 +9,30 @@ from typing import Any
 import numpy as np
 
 from evomerge.fitness import TaskScores
-from evomerge.proxy_tasks import ItemScores
+from evomerge.proxy_tasks import ItemScores, Probabilities
 
 
 def pack(scores: TaskScores) -> dict[str, dict[str, str]]:
     """Return item scores as text, float32 in base64, for the item-by-trial table."""
-    return {
-        task: {"score": _encode(items.score), "correct": _encode(items.correct)}
-        for task, items in scores.items()
-    }
+    packed = {}
+    for task, items in scores.items():
+        packed[task] = {"score": _encode(items.score), "correct": _encode(items.correct)}
+        if items.probabilities is not None:
+            packed[task]["gold"] = _encode(items.probabilities.gold)
+            packed[task]["confidence"] = _encode(items.probabilities.confidence)
+    return packed
 
 
 def unpack(packed: Mapping[str, Mapping[str, str]]) -> dict[str, ItemScores]:
     """Undo `pack`."""
-    return {
-        task: ItemScores(_decode(columns["score"]), _decode(columns["correct"]))
-        for task, columns in packed.items()
-    }
+    return {task: _unpacked(columns) for task, columns in packed.items()}
+
+
+def _unpacked(columns: Mapping[str, str]) -> ItemScores:
+    decoded = {name: _decode(text) for name, text in columns.items()}
+    known = "gold" in decoded
+    probabilities = Probabilities(decoded["gold"], decoded["confidence"]) if known else None
+    return ItemScores(decoded["score"], decoded["correct"], probabilities)
 
 
 def _encode(vector: np.ndarray[Any, Any]) -> str:

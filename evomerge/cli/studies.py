@@ -1,0 +1,152 @@
+"""The commands on studies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from evomerge.cli.common import app, bars, command, say
+from evomerge.cli.options import (
+    Device,
+    Fork,
+    ForkStudy,
+    Json,
+    MemoryChoice,
+    NameArgument,
+    Recipe,
+    Storage,
+    StudyArgument,
+    Trials,
+    Trust,
+)
+
+
+@app.command()
+def search(
+    study: StudyArgument,
+    name: Annotated[str | None, typer.Option(help="name of the study, its folder in runs/")] = None,
+    trials: Trials = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="seed of the search")] = None,
+    storage: Storage = None,
+    device: Device = None,
+    memory: MemoryChoice = "auto",
+    trust: Trust = False,
+) -> None:
+    """Launch a study; it lives in runs/NAME."""
+    from evomerge.study import loop
+
+    name = loop.default_name(study) if name is None else name
+    machine: loop.Machine = {"device": device, "memory": memory, "trust": trust}
+    with bars() as shown:
+        report = loop.search(
+            study, name, trials=trials, seed=seed, url=storage, watcher=shown, **machine
+        )
+    _conclude(name, storage, report)
+
+
+@app.command()
+def resume(
+    name: NameArgument,
+    trials: Trials = None,
+    fork: Fork = None,
+    study: ForkStudy = None,
+    storage: Storage = None,
+    device: Device = None,
+    memory: MemoryChoice = "auto",
+    trust: Trust = False,
+) -> None:
+    """Go on with a study from its database; more --trials extend it."""
+    from evomerge.study import loop
+
+    machine: loop.Machine = {"device": device, "memory": memory, "trust": trust}
+    with bars() as shown:
+        report = loop.resume(
+            name, fork=fork, study=study, trials=trials, url=storage, watcher=shown, **machine
+        )
+    _conclude(fork or name, storage, report)
+
+
+def _conclude(name: str, url: str | None, report: dict[str, Any]) -> None:
+    from evomerge.files import write_json, write_text
+    from evomerge.report.html import write_html
+    from evomerge.report.table import print_report
+    from evomerge.study.export import exported
+    from evomerge.study.store import database, run_folder
+    from evomerge.study.summary import trial_history
+
+    folder = run_folder(name)
+    write_text(folder / "recipe.yaml", exported(name, url, None))
+    write_json(folder / "report.json", report)
+    write_html(folder / "report.html", name, report, trial_history(name, url))
+    print_report(report)
+    winner = report["winner"]
+    say(f"winner    {winner['name']}, weights {winner['weights']}")
+    say(f"recipe    {folder / 'recipe.yaml'}")
+    say(f"report    {folder / 'report.html'}, {folder / 'report.json'}")
+    say(f"database  {database(name, url).name}")
+    say(f"next      {command()} merge {folder / 'recipe.yaml'} {folder / 'model'}")
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="name of a study")] = None,
+    as_json: Json = False,
+    storage: Storage = None,
+) -> None:
+    """List the studies of this folder, or show one: trials by state, best so far, speed."""
+    from evomerge.study import summary
+
+    names = [name] if name else summary.studies(storage)
+    found = [summary.status(one, storage) for one in names]
+    if as_json:
+        say(json.dumps(found[0] if name else found, indent=2))
+    else:
+        say("\n".join(map(summary.status_line, found)) or summary.none_yet(storage))
+
+
+@app.command()
+def export(
+    name: NameArgument,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="file to write (stdout by default)")
+    ] = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="a trial's recipe, not the best")] = None,
+    storage: Storage = None,
+) -> None:
+    """Print or write the winning recipe, at any moment, also while the study runs."""
+    from evomerge.errors import StudyError
+    from evomerge.files import write_text
+    from evomerge.study.export import exported
+
+    text = exported(name, storage, trial)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    if output.exists():
+        raise StudyError(f"{output} exists already; choose another file or remove it first")
+    write_text(output, text)
+    say(str(output))
+
+
+@app.command()
+def enqueue(name: NameArgument, recipe: Recipe, storage: Storage = None) -> None:
+    """Let a study try a recipe in its next free trial, also while it runs."""
+    from evomerge.study.queue import enqueue_file
+
+    say(enqueue_file(name, storage, recipe))
+
+
+@app.command()
+def report(name: NameArgument, as_json: Json = False, storage: Storage = None) -> None:
+    """Show a finished study's table: the winner beside its baselines on the three splits."""
+    from evomerge.report.table import print_report
+    from evomerge.study.summary import stored_report
+
+    found = stored_report(name, storage)
+    if as_json:
+        say(json.dumps(found, indent=2))
+    else:
+        print_report(found)
