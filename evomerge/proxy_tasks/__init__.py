@@ -2,13 +2,17 @@
 
 A file holds `Settings` (a pydantic model: the task's part of a study file), `render` (one row of
 data to one example, all mistakes found here, before a model is loaded) and `Task` (examples with a
-tokenizer, scored on a language model).
+tokenizer, scored on a language model). A kind whose settings are `PromptedSettings` and whose
+examples are `Prompted` has system prompts and few-shot examples too; its file then also holds
+`shown` (how an example with its answer reads when it is shown to the model). A file may also hold
+`rows` (in the place of reading `data`), `absolute` (settings with their paths absolute), `check`
+(whether the models suit the examples) and `NEEDS_MODULE` (an ensemble cannot be scored).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -32,6 +36,11 @@ class Dataset(BaseModel):
     name: str | None = Field(None, description="configuration of the data set")
     split: str = Field("train", description="split of the data set")
     revision: str | None = Field(None, description="revision, to pin what is read")
+    contaminates: bool = Field(
+        False,
+        description="search on a public benchmark's own test items all the same: results on that "
+        "benchmark mean nothing any more",
+    )
 
 
 class TaskSettings(BaseModel):
@@ -40,8 +49,59 @@ class TaskSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     kind: str = Field(description="kind of proxy task")
-    data: str | Dataset = Field(description="a JSONL file, or {dataset, name, split, revision}")
+    data: str | Dataset = Field(
+        description="a JSONL, JSON, CSV, TSV or Parquet file, or {dataset, name, split, revision}"
+    )
     chat: bool = Field(False, description="wrap the prompt in the tokenizer's chat template")
+
+
+class Shots(BaseModel):
+    """Few-shot examples: other items, with their answers, in front of every question."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    count: int = Field(ge=1, le=1000, description="examples in front of every question")
+    data: str | Dataset | None = Field(
+        None,
+        description="where they come from, as the task's own data (default: the rows of the task's "
+        "data that are in no split); an item of a split is never an example",
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="seed of the draw")
+    per_item: bool = Field(
+        False,
+        description="draw examples for every item anew; the same for all are faster, since a model "
+        "reads them once for all items",
+    )
+
+
+class PromptedSettings(TaskSettings):
+    """What every kind of task has in a study file that puts prompts to a model."""
+
+    system: str = Field(
+        "",
+        description="text in front of everything: the system message of a chat, else followed by "
+        "the delimiter",
+    )
+    shots: Shots | None = Field(None, description="few-shot examples: {count, data, seed}")
+    delimiter: str = Field(
+        "\n\n", description="text between system prompt, examples and question, not in a chat"
+    )
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A question with its answer, as the model is shown them; not in a chat, one goes on to two."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """An example that asks the model something, after `shots`."""
+
+    prompt: str
+    shots: tuple[Shot, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -71,7 +131,11 @@ class ItemScores:
 
 
 class Task(Protocol):
-    """Examples of one proxy task, ready to be put to a model."""
+    """Examples of one proxy task, ready to be put to a model.
+
+    One that has `lengths` (for every example, the tokens of its longest sequence) lets items that
+    are longer than the model's context be found, and named, before the first is scored.
+    """
 
     def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
         """Score some examples, by their numbers, in the given order.

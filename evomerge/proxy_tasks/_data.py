@@ -1,68 +1,120 @@
-"""Rows of data, and templates filled from them."""
+"""Rows of data, which know where they came from, and templates filled from them."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import DataError, Found, Place, nearest
-from evomerge.files import read_text
-from evomerge.proxy_tasks import Dataset
+from evomerge.errors import Found, InputError, Place, first_line, nearest
+from evomerge.proxy_tasks import Dataset, _files
+from evomerge.proxy_tasks._benchmarks import refuse_benchmark
 
-Row = Mapping[str, Any]
+Row = _files.Row
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 
 
-def read_rows(data: str | Dataset, folder: Path, place: Place) -> list[Row]:
-    """Read all rows of a JSONL file (relative to `folder`) or of a data set.
+class Rows(list[Row]):
+    """Rows; `where(number)`, from 1 on, says in words where a row came from.
 
-    Raises the place's error where there is no such data, DataError with the line where it is bad.
+    `notes` are what is worth knowing of them all.
+    """
+
+    def __init__(
+        self, rows: list[Row], where: Callable[[int], str], notes: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(rows)
+        self.where = where
+        self.notes = notes
+
+
+def read_rows(data: str | Dataset, folder: Path, place: Place) -> Rows:
+    """Read all rows of a file or of a data set; paths are relative to `folder`.
+
+    Raises the place's error where there is no such data or where it is empty, DataError with file
+    and line where it is bad.
     """
     if isinstance(data, Dataset):
-        return _from_datasets(data, folder, place)
+        rows, notes = _from_datasets(data, folder, place)
+        source = f"the split {data.split} of {data.dataset}"
+        whole = Rows(rows, lambda number: f"row {number} of {source}", notes)
+        return _not_empty(whole, source, place)
     path = folder / data
     if not path.is_file():
-        raise place.fail("a JSONL file", data, f"there is no file {str(path)!r}")
-    rows: list[Row] = []
-    text = read_text(path, DataError).removeprefix("\ufeff")
-    for number, line in enumerate(text.split("\n"), start=1):  # other breaks may stand in a string
-        if line.strip():
-            rows.append(_json_object(line, f"line {number} of {path}"))
+        expected = "a JSONL, JSON, CSV, TSV or Parquet file"
+        raise place.fail(expected, data, f"there is no file {str(path)!r}")
+    found, lines = _files.read_file(path)
+    if lines is None:
+        where = Rows(found, lambda number: f"row {number} of {data}")
+    else:
+        where = Rows(found, lambda number: f"line {lines[number - 1]} of {data}")
+    return _not_empty(where, str(path), place)
+
+
+def _not_empty(rows: Rows, source: str, place: Place) -> Rows:
+    if not rows:
+        raise place.fail("at least one row of data", Found(f"none in {source}"))
     return rows
 
 
-def _json_object(line: str, where: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as problem:
-        found = f"{problem.msg.lower()} at column {problem.colno}"
-        raise DataError(f"expected a JSON object, got {found} of {where}") from None
-    except (ValueError, RecursionError) as problem:  # beyond Python's limits
-        raise DataError(f"expected a JSON object, got {problem} at {where}") from None
-    if not isinstance(row, dict):
-        found = "a list" if isinstance(row, list) else line.strip()[:60]
-        raise DataError(f"expected a JSON object, got {found} at {where}")
-    return row
-
-
-def _from_datasets(data: Dataset, folder: Path, place: Place) -> list[Row]:
+def _from_datasets(data: Dataset, folder: Path, place: Place) -> tuple[list[Row], tuple[str, ...]]:
     import datasets
 
     datasets.disable_progress_bars()  # stderr is for what evomerge says
     datasets.utils.logging.set_verbosity_error()
-    local = folder / data.dataset
-    source = str(local) if local.exists() else data.dataset
+    path = folder / data.dataset
+    local = path.exists()
+    if not local:
+        refuse_benchmark(data.dataset, data.split, data.contaminates, place)
+    source = str(path) if local else data.dataset
     try:
         found = datasets.load_dataset(source, data.name, split=data.split, revision=data.revision)
     except Exception as problem:  # the library raises whatever its readers raise
-        lines = str(problem).strip().splitlines()
-        reason = f"{type(problem).__name__}: {lines[0] if lines else 'no reason given'}"
-        raise place.fail("a data set that `datasets` reads", data.dataset, reason) from None
-    rows: list[Row] = found.to_list()
-    return rows
+        missing = isinstance(problem, OSError) or "find cache" in str(problem)
+        offline = missing and not local and _offline()
+        raise _unread(data, problem, offline, place) from None
+    # The cache names a folder by the commit.
+    commits = {Path(file["filename"]).parent.name for file in found.cache_files}
+    notes: tuple[str, ...] = ()
+    if not local and data.revision:
+        _check_revision(commits, data, place)
+    elif not local and commits and all(map(_COMMIT.match, commits)):
+        pin = " and ".join(sorted(commits))
+        notes = (f"{data.dataset} is read as of today; `revision: {pin}` at {place} pins it",)
+    return found.to_list(), notes
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _unread(data: Dataset, problem: Exception, offline: bool, place: Place) -> InputError:
+    hint = f"{type(problem).__name__}: {first_line(problem)}"
+    if offline:
+        hint = (
+            "HF_HUB_OFFLINE=1 forbids downloading it; run `evomerge check` on the study once where "
+            f"there is a network, or name a folder that holds it ({hint})"
+        )
+    return place.fail("a data set that `datasets` reads", data.dataset, hint)
+
+
+def _check_revision(commits: set[str], data: Dataset, place: Place) -> None:
+    """Refuse another revision than the one asked for.
+
+    Where the Hub cannot be reached, `datasets` takes what its cache got last, of any revision.
+    """
+    assert data.revision is not None
+    if (_COMMIT.match(data.revision) or _offline()) and commits - {data.revision}:
+        held = ", ".join(sorted(commits))
+        raise (place / "revision").fail(
+            f"the revision {data.revision} of {data.dataset}",
+            Found(f"{held} from the cache"),
+            "without a network a revision must be the commit that the cache holds",
+        )
 
 
 def fill(template: str, row: Row, place: Place) -> str:

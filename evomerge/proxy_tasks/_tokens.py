@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from evomerge.decoding import TokenSequence
 from evomerge.errors import DataError
+from evomerge.proxy_tasks import Prompted, PromptedSettings, Shot
 from evomerge.tokenizer_files import Tokenizer
 
 Ids = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A question and what stands before it."""
+
+    question: str
+    system: str = ""
+    shots: tuple[Shot, ...] = ()
+    delimiter: str = ""
+
+    def text(self) -> str:
+        """Return everything as one text, for a model that is not in a chat."""
+        shown = [shot.prompt + shot.answer for shot in self.shots]
+        return self.delimiter.join([*([self.system] if self.system else []), *shown, self.question])
+
+    def messages(self) -> list[dict[str, str]]:
+        """Return everything as the messages of a chat."""
+        found = [("system", self.system)] if self.system else []
+        for shot in self.shots:
+            found += [("user", shot.prompt), ("assistant", shot.answer)]
+        return [{"role": role, "content": text} for role, text in [*found, ("user", self.question)]]
+
+
+def prompt_of(settings: PromptedSettings, example: Prompted) -> Prompt:
+    """Return what an example asks, after the system prompt and the few-shot examples."""
+    return Prompt(example.prompt, settings.system, example.shots, settings.delimiter)
+
+
 def encode_after(
-    tokenizer: Tokenizer, prompts: Sequence[str], texts: Sequence[str], chat: bool
+    tokenizer: Tokenizer, prompts: Sequence[Prompt | str], texts: Sequence[str], chat: bool
 ) -> list[TokenSequence]:
     """Return the token ids of each prompt followed by its text, of which the text is scored.
 
@@ -21,13 +50,18 @@ def encode_after(
     prompt is the token that opens texts, or else the one that ends them. Raises DataError for a
     text without tokens, and where `chat` finds no template.
     """
-    if chat:
-        prompts = [_in_template(tokenizer, prompt) for prompt in prompts]
-    together = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
+    whole = [Prompt(one) if isinstance(one, str) else one for one in prompts]
+    spelt = {
+        one: _in_template(tokenizer, one) if chat else one.text() for one in dict.fromkeys(whole)
+    }
+    heads = dict(
+        zip(spelt, _encode(tokenizer, list(spelt.values()), special=not chat), strict=True)
+    )
+    together = [spelt[one] + text for one, text in zip(whole, texts, strict=True)]
     found = []
     for text, head, ids in zip(
         texts,
-        _encode(tokenizer, prompts, special=not chat),
+        (heads[one] for one in whole),
         _encode(tokenizer, together, special=not chat),
         strict=True,
     ):
@@ -54,21 +88,23 @@ def _opening(tokenizer: Tokenizer) -> Ids:
     return (tokenizer.eos_token_id if bos is None else bos,)
 
 
-def _in_template(tokenizer: Tokenizer, prompt: str) -> str:
+def _in_template(tokenizer: Tokenizer, prompt: Prompt) -> str:
     if not tokenizer.chat_template:
         raise DataError(
             "expected a chat template in the base model's tokenizer, which `chat: true` needs, got "
             "none; use a base with one or leave `chat` out"
         )
-    messages = [{"role": "user", "content": prompt}]
+    messages = prompt.messages()
     try:
         text: str = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=False
         )
     except Exception as problem:  # a template raises whatever its author wrote
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else ""
+        roles = " and ".join(dict.fromkeys(message["role"] for message in messages))
+        hint = "; leave `system` out" if prompt.system else ""
         raise DataError(
-            "expected a chat template for a single user message, got "
-            f"{type(problem).__name__}: {reason}"
+            f"expected a chat template for messages of {roles}, got "
+            f"{type(problem).__name__}: {reason}{hint}"
         ) from None
     return text

@@ -1,6 +1,7 @@
 """Generation: the answer must be what greedy decoding gives.
 
-Fitness is the teacher-forced smoothed margin; correctness is exact match of the decoded text.
+Fitness is the teacher-forced smoothed margin; correctness is a match of the decoded text, exact
+unless the task says how to compare.
 """
 
 from __future__ import annotations
@@ -16,39 +17,59 @@ from pydantic import Field, field_validator
 from evomerge.decoding import Forced, Integers, TokenSequence, greedy, teacher_force
 from evomerge.errors import Place
 from evomerge.language_model import LanguageModel
-from evomerge.proxy_tasks import ItemScores, TaskSettings, Vector, sigmoid_of_margin
-from evomerge.proxy_tasks._data import Row, fill
-from evomerge.proxy_tasks._tokens import encode_after
+from evomerge.proxy_tasks import (
+    ItemScores,
+    Probabilities,
+    Prompted,
+    PromptedSettings,
+    Shot,
+    Vector,
+    sigmoid_of_margin,
+)
+from evomerge.proxy_tasks._answers import Normalizer, Value, extracted, normalized, words
+from evomerge.proxy_tasks._data import Row, field, fill, only_field
+from evomerge.proxy_tasks._tokens import encode_after, prompt_of
 from evomerge.tokenizer_files import Tokenizer
 
-_SPARE_TOKENS = 4  # beyond the longest target, for an answer that is spelt with more tokens
+_SPARE_TOKENS = (
+    4  # beyond the longest target or answer, for an answer that is spelt with more tokens
+)
 
 
-class Settings(TaskSettings):
+class Settings(PromptedSettings):
     """The settings of a generation task in a study file."""
 
     prompt: str = Field(description="template of the prompt, with {field} of the data")
-    answer: str = Field(description="template of the right answer")
+    answer: str = Field(
+        description="template of the right answer, or {field} of a field that holds a list of "
+        "right ones"
+    )
     target: str | None = Field(
         None,
         description="template of the text that margins are taken on, such as a worked solution "
-        "(default: the answer)",
+        "(default: the answer, of several the first)",
     )
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         [],
-        description="texts that end the answer, besides the end-of-text token; "
-        "the first ends targets",
+        description="texts that end the answer, besides the end-of-text token; the first ends "
+        "targets (default: with few-shot examples, not in a chat, the delimiter)",
     )
     extract: str | None = Field(
         None,
         description="regular expression whose last match in the generated text is compared, "
         "or, where it has groups, its first group; an answer that it matches is cut alike",
     )
+    normalize: Normalizer = Field(
+        "none",
+        description="what is compared: none, the text as it is; text, its words without case, "
+        "punctuation and white space; number, its last number",
+    )
     max_new_tokens: int | None = Field(
         None,
         ge=1,
         le=10**6,
-        description="most tokens to generate (default: the longest target's and a few)",
+        description="most tokens to generate (default: those of the longest target or answer and a "
+        "few)",
     )
     temperature: float = Field(0.5, gt=0, description="τ of sigmoid(margin/τ)")
 
@@ -62,23 +83,68 @@ class Settings(TaskSettings):
                 raise ValueError(f"a regular expression ({problem})") from None
         return value
 
+    @property
+    def stops(self) -> list[str]:
+        """The texts that end an answer."""
+        ends_shots = self.shots is not None and not self.chat and self.delimiter
+        return self.stop or ([self.delimiter] if ends_shots else [])
+
 
 @dataclass(frozen=True)
-class Example:
-    """One rendered item."""
+class Example(Prompted):
+    """One rendered item; the first of `answers` is what the target says."""
 
-    prompt: str
-    answer: str
+    answers: tuple[str, ...]
     target: str
 
 
 def render(row: Row, settings: Settings, place: Place) -> Example:
-    """Fill the templates from a row; raises the place's error where a field is missing."""
-    answer = fill(settings.answer, row, place / "answer")
-    if not answer.strip():
-        raise (place / "answer").fail("an answer that is not empty", answer)
-    target = answer if settings.target is None else fill(settings.target, row, place / "target")
-    return Example(fill(settings.prompt, row, place / "prompt"), answer, target)
+    """Fill the templates from a row.
+
+    Raises the place's error where a field is missing, and where no generated text could be right.
+    """
+    here = place / "answer"
+    answers = _answers(row, settings, here)
+    for answer in answers:
+        if not answer.strip():
+            raise here.fail("an answer that is not empty", answer)
+        if _value(answer, settings) in (None, ""):
+            raise here.fail(f"an answer with a {settings.normalize} to compare", answer)
+        _check_stops(extracted(answer, settings.extract) or answer.strip(), settings, here)
+    target = answers[0]
+    if settings.target is not None:
+        target = fill(settings.target, row, place / "target")
+    _check_stops(target.rstrip(), settings, place / "target")
+    return Example(fill(settings.prompt, row, place / "prompt"), answers, target)
+
+
+def _answers(row: Row, settings: Settings, place: Place) -> tuple[str, ...]:
+    name = only_field(settings.answer)
+    found = field(name, row, place) if name else None
+    if isinstance(found, dict) and isinstance(found.get("text"), list):  # SQuAD and its kin
+        found = found["text"]
+    if not isinstance(found, list):
+        return (fill(settings.answer, row, place),)
+    if not found or None in found:
+        raise place.fail(f"a list of at least one answer in the field {name}", found)
+    return tuple(dict.fromkeys(map(str, found)))
+
+
+def _check_stops(text: str, settings: Settings, place: Place) -> None:
+    for stop in settings.stops:
+        if stop in text:
+            hint = "it would be cut there; set `stop` to a text that comes after answers alone"
+            raise place.fail(f"no {stop!r} in it, which ends answers", text, hint)
+
+
+def _value(text: str, settings: Settings) -> Value | None:
+    """Return what a right answer is compared as; one that `extract` does not match is whole."""
+    return normalized(extracted(text, settings.extract) or text.strip(), settings.normalize)
+
+
+def shown(example: Example, settings: Settings) -> Shot:
+    """Return the example with its target, as the model is shown it."""
+    return Shot(example.prompt, example.target)
 
 
 class Task:
@@ -93,20 +159,23 @@ class Task:
         self._settings = settings
         self._tokenizer = tokenizer
         self._answers = [
-            self._extracted(example.answer) or example.answer.strip() for example in examples
+            {_value(answer, settings) for answer in example.answers} for example in examples
         ]
-        stop = settings.stop[0] if settings.stop else ""
+        stop = settings.stops[0] if settings.stops else ""
         end = () if stop else (tokenizer.eos_token_id,)
         self._sequences = [
             TokenSequence(one.ids + end, one.scored + len(end))
             for one in encode_after(
                 tokenizer,
-                [example.prompt for example in examples],
+                [prompt_of(settings, example) for example in examples],
                 [example.target + stop for example in examples],
                 settings.chat,
             )
         ]
-        longest = max((one.scored for one in self._sequences), default=0)
+        self.lengths = [len(one.ids) for one in self._sequences]
+        others = [answer + stop for example in examples for answer in example.answers[1:]]
+        spelt = tokenizer(others)["input_ids"] if others else []
+        longest = max([*(one.scored for one in self._sequences), *map(len, spelt)], default=0)
         self._most = settings.max_new_tokens or longest + _SPARE_TOKENS
 
     def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
@@ -116,7 +185,21 @@ class Task:
         score = sigmoid_of_margin(margins, self._settings.temperature)
         if not exact:
             return ItemScores(score, (margins > 0).astype(np.float64))
-        return ItemScores(score, self._matches(model, items, forced))
+        right = self._matches(model, items, forced)
+        return ItemScores(score, right, self._probabilities(items, forced))
+
+    def _probabilities(self, items: Sequence[int], forced: Forced) -> Probabilities:
+        """Return the probabilities of the target, and of greedy decoding until it leaves that."""
+        gold = forced.total(forced.log_probability)
+        confidence = gold.copy()
+        for row, item in enumerate(items):
+            here = slice(*forced.starts[row : row + 2])
+            differs = np.flatnonzero(forced.choice[here] != np.array(self._sequences[item].target))
+            if len(differs):
+                first = differs[0]
+                known = forced.log_probability[here][: first + 1].astype(np.float64)
+                confidence[row] = known.sum() - forced.margin[here][first]
+        return Probabilities(np.exp(gold), np.exp(np.minimum(confidence, 0)))
 
     def _matches(self, model: LanguageModel, items: Sequence[int], forced: Forced) -> Vector:
         """Return 1 where greedy decoding gives the answer, else 0.
@@ -139,8 +222,8 @@ class Task:
         )
         for row, new in zip(still, continued, strict=True):
             tokens[row] = new
-        found = [self._extracted(self._cut(new)[0]) for new in tokens]
-        return np.array([float(one == answer) for one, answer in zip(found, answers, strict=True)])
+        found = [self._said(self._cut(new)[0]) for new in tokens]
+        return np.array([float(one in right) for one, right in zip(found, answers, strict=True)])
 
     def _known(self, sequence: TokenSequence, choice: Integers) -> list[int]:
         """Return the first tokens of greedy decoding, as far as the teacher-forced ones show."""
@@ -148,10 +231,10 @@ class Task:
         known: list[int] = choice[: differs[0] + 1 if len(differs) else None].tolist()
         return known[: self._most]
 
-    def _settled(self, tokens: list[int], answer: str) -> bool:
+    def _settled(self, tokens: list[int], answers: set[Value | None]) -> bool:
         """Return whether more tokens change nothing: an end came, or the answer no longer can."""
         text, ended = self._cut(tokens)
-        return ended or len(tokens) == self._most or not self._may_match(text, answer)
+        return ended or len(tokens) == self._most or not self._may_match(text, answers)
 
     def _cut(self, tokens: list[int]) -> tuple[str, bool]:
         """Return the text before the end-of-text token or a stop text, and whether one came."""
@@ -159,21 +242,17 @@ class Task:
         text = self._tokenizer.decode(
             tokens[:-1] if ended else tokens, clean_up_tokenization_spaces=False
         )
-        places = [found for found in map(text.find, self._settings.stop) if found >= 0]
+        places = [found for found in map(text.find, self._settings.stops) if found >= 0]
         return (text[: min(places)], True) if places else (text, ended)
 
-    def _may_match(self, text: str, answer: str) -> bool:
-        """Return whether more tokens could still make the text the answer."""
-        if self._settings.extract:
+    def _may_match(self, text: str, answers: set[Value | None]) -> bool:
+        """Return whether more tokens could still make the text one of the answers."""
+        if self._settings.extract or self._settings.normalize == "number":
             return True
-        so_far = text.strip().rstrip("\ufffd")  # an unfinished character decodes to U+FFFD
-        return answer.startswith(so_far)
+        so_far = text.rstrip("\ufffd")  # an unfinished character decodes to U+FFFD
+        so_far = words(so_far) if self._settings.normalize == "text" else so_far.strip()
+        return any(str(answer).startswith(so_far) for answer in answers)
 
-    def _extracted(self, text: str) -> str | None:
-        if not self._settings.extract:
-            return text.strip()
-        found = list(re.finditer(self._settings.extract, text))
-        if not found:
-            return None
-        last = found[-1]
-        return str(last[1] or "" if last.re.groups else last[0]).strip()
+    def _said(self, text: str) -> Value | None:
+        found = extracted(text, self._settings.extract)
+        return None if found is None else normalized(found, self._settings.normalize)

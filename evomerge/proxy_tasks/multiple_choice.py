@@ -12,13 +12,20 @@ from pydantic import Field
 from evomerge.decoding import teacher_force
 from evomerge.errors import Place
 from evomerge.language_model import LanguageModel
-from evomerge.proxy_tasks import ItemScores, TaskSettings, sigmoid_of_margin
+from evomerge.proxy_tasks import (
+    ItemScores,
+    Probabilities,
+    Prompted,
+    PromptedSettings,
+    Shot,
+    sigmoid_of_margin,
+)
 from evomerge.proxy_tasks._data import Row, field, fill, only_field
-from evomerge.proxy_tasks._tokens import encode_after
+from evomerge.proxy_tasks._tokens import encode_after, prompt_of
 from evomerge.tokenizer_files import Tokenizer
 
 
-class Settings(TaskSettings):
+class Settings(PromptedSettings):
     """The settings of a multiple-choice task in a study file."""
 
     prompt: str = Field(description="template of the prompt, with {field} of the data")
@@ -29,7 +36,7 @@ class Settings(TaskSettings):
         description="template of the right option: its text, its label where the data has labels, "
         "its number from 0, or its letter"
     )
-    normalize: Literal["tokens", "characters", "none"] = Field(
+    normalize: Literal["tokens", "characters", "bytes", "none"] = Field(
         "tokens", description="divide an option's log-likelihood by its length in these"
     )
     separator: str = Field(" ", description="text between the prompt and an option, not in a chat")
@@ -37,16 +44,18 @@ class Settings(TaskSettings):
 
 
 @dataclass(frozen=True)
-class Example:
+class Example(Prompted):
     """One rendered item; `answer` is the number of the right option."""
 
-    prompt: str
     options: tuple[str, ...]
     answer: int
 
 
 def render(row: Row, settings: Settings, place: Place) -> Example:
-    """Fill the templates from a row; raises the place's error where they do not fit the data."""
+    """Fill the templates from a row; raises the place's error where they do not fit the data.
+
+    Wrong options that repeat count once; one like the right option leaves no right answer.
+    """
     options, labels = _options(row, settings, place / "options")
     if len(options) < 2 or not all(option.strip() for option in options):
         raise (place / "options").fail("at least two options, none of them empty", list(options))
@@ -54,9 +63,20 @@ def render(row: Row, settings: Settings, place: Place) -> Example:
     name = only_field(settings.answer)
     value = field(name, row, here) if name else fill(settings.answer, row, here)
     answer = _which(value, options, labels, here)
-    if options.count(options[answer]) > 1:
+    right, different = options[answer], tuple(dict.fromkeys(options))
+    if [option.strip() for option in options].count(right.strip()) > 1:
         raise (place / "options").fail("a right option unlike the others", list(options))
-    return Example(fill(settings.prompt, row, place / "prompt"), options, answer)
+    prompt = fill(settings.prompt, row, place / "prompt")
+    return Example(prompt, different, different.index(right))
+
+
+def shown(example: Example, settings: Settings) -> Shot:
+    """Return the example with its right option, as the model is shown it."""
+    return Shot(example.prompt, _separator(settings) + example.options[example.answer])
+
+
+def _separator(settings: Settings) -> str:
+    return "" if settings.chat else settings.separator
 
 
 def _options(
@@ -111,18 +131,18 @@ class Task:
         self, settings: Settings, examples: Sequence[Example], tokenizer: Tokenizer
     ) -> None:
         self._temperature = settings.temperature
-        self._answers = [example.answer for example in examples]
-        separator = "" if settings.chat else settings.separator
+        separator = _separator(settings)
+        options = [option for example in examples for option in example.options]
         flat = encode_after(
             tokenizer,
-            [example.prompt for example in examples for _ in example.options],
-            [separator + option for example in examples for option in example.options],
+            [prompt_of(settings, example) for example in examples for _ in example.options],
+            [separator + option for option in options],
             settings.chat,
         )
-        options = [option for example in examples for option in example.options]
         length = {
             "tokens": [one.scored for one in flat],
             "characters": [len(option) for option in options],
+            "bytes": [len(option.encode()) for option in options],
             "none": [1] * len(flat),
         }[settings.normalize]
         ends = np.cumsum([len(example.options) for example in examples], dtype=np.int64)
@@ -130,21 +150,32 @@ class Task:
             slice(end - len(example.options), end)
             for end, example in zip(ends.tolist(), examples, strict=True)
         ]
+        self._answers = [example.answer for example in examples]
         self._sequences, self._lengths = flat, np.array(length, dtype=np.float64)
+        self.lengths = [max(len(one.ids) for one in flat[span]) for span in self._spans]
 
     def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
-        """Score items by the right option's lead over the best other; see proxy_tasks.Task."""
+        """Score items by the right option's lead over the best other; see proxy_tasks.Task.
+
+        Its probabilities are the softmax over the options of what decides.
+        """
         spans = [self._spans[item] for item in items]
         forced = teacher_force(model, [one for span in spans for one in self._sequences[span]])
         lengths = np.concatenate([self._lengths[span] for span in spans])
         likelihood = forced.total(forced.log_probability) / lengths
-        margins = np.empty(len(items))
-        start = 0
-        for row, item in enumerate(items):
-            end = start + spans[row].stop - spans[row].start
-            here, gold = likelihood[start:end], self._answers[item]
-            margins[row] = here[gold] - np.delete(here, gold).max()
-            start = end
-        return ItemScores(
-            sigmoid_of_margin(margins, self._temperature), (margins > 0).astype(np.float64)
-        )
+        counts = [span.stop - span.start for span in spans]
+        table = np.full((len(items), max(counts)), -np.inf)  # of items × options
+        table[np.arange(max(counts)) < np.array(counts)[:, None]] = likelihood
+        rows, answers = np.arange(len(items)), [self._answers[item] for item in items]
+        gold = table[rows, answers]
+        others = table.copy()
+        others[rows, answers] = -np.inf
+        margins = gold - others.max(axis=1)
+        score = sigmoid_of_margin(margins, self._temperature)
+        correct = (margins > 0).astype(np.float64)
+        if not exact:
+            return ItemScores(score, correct)
+        odds = np.exp(table - table.max(axis=1, keepdims=True))
+        total = odds.sum(axis=1)
+        found = Probabilities(odds[rows, answers] / total, odds.max(axis=1) / total)
+        return ItemScores(score, correct, found)

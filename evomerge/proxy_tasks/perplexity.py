@@ -1,7 +1,8 @@
 """Perplexity: how probable the model finds texts.
 
-The score of a text is the geometric mean of its tokens' probabilities, 1 / perplexity; correct is
-the part of its tokens that greedy decoding would give.
+The score of a text is 2 to the power of −(bits per byte), the geometric mean of its bytes'
+probabilities, which does not depend on how the tokenizer cuts it; correct is the part of its tokens
+that greedy decoding would give.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from pydantic import Field
 from evomerge.decoding import TokenSequence, teacher_force
 from evomerge.errors import Place
 from evomerge.language_model import LanguageModel
-from evomerge.proxy_tasks import ItemScores, TaskSettings
+from evomerge.proxy_tasks import ItemScores, Prompted, PromptedSettings, Shot
 from evomerge.proxy_tasks._data import Row, fill
-from evomerge.proxy_tasks._tokens import encode_after
+from evomerge.proxy_tasks._tokens import encode_after, prompt_of
 from evomerge.tokenizer_files import Tokenizer
 
 
-class Settings(TaskSettings):
+class Settings(PromptedSettings):
     """The settings of a perplexity task in a study file."""
 
     text: str = Field(description="template of the text whose tokens are scored")
@@ -32,10 +33,9 @@ class Settings(TaskSettings):
 
 
 @dataclass(frozen=True)
-class Example:
+class Example(Prompted):
     """One rendered item."""
 
-    prompt: str
     text: str
 
 
@@ -47,6 +47,11 @@ def render(row: Row, settings: Settings, place: Place) -> Example:
     return Example(fill(settings.prompt, row, place / "prompt"), text)
 
 
+def shown(example: Example, settings: Settings) -> Shot:
+    """Return the example with its text, as the model is shown it."""
+    return Shot(example.prompt, example.text)
+
+
 class Task:
     """Examples of a perplexity task as token ids.
 
@@ -56,21 +61,23 @@ class Task:
     def __init__(
         self, settings: Settings, examples: Sequence[Example], tokenizer: Tokenizer
     ) -> None:
-        whole = encode_after(
-            tokenizer,
-            [example.prompt for example in examples],
-            [example.text for example in examples],
-            settings.chat,
-        )
-        cuts = [max(0, one.scored - settings.max_tokens) for one in whole]
-        self._sequences = [
-            TokenSequence(one.ids[: len(one.ids) - cut], one.scored - cut)
-            for one, cut in zip(whole, cuts, strict=True)
-        ]
+        texts = [example.text for example in examples]
+        prompts = [prompt_of(settings, example) for example in examples]
+        most = settings.max_tokens
+        self._sequences, sizes = [], []
+        for text, one in zip(
+            texts, encode_after(tokenizer, prompts, texts, settings.chat), strict=True
+        ):
+            cut = max(0, one.scored - most)
+            kept = TokenSequence(one.ids[: len(one.ids) - cut], one.scored - cut)
+            read = tokenizer.decode(kept.target, clean_up_tokenization_spaces=False)
+            self._sequences.append(kept)
+            sizes.append(max(1, len((read if cut else text).encode())))
+        self._sizes = np.array(sizes, dtype=np.float64)  # bytes
+        self.lengths = [len(one.ids) for one in self._sequences]
 
     def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
-        """Score items by the probability of their tokens; see proxy_tasks.Task."""
+        """Score items by the probability of their bytes; see proxy_tasks.Task."""
         forced = teacher_force(model, [self._sequences[item] for item in items])
-        counts = np.diff(forced.starts)
-        score = np.exp(forced.total(forced.log_probability) / counts)
-        return ItemScores(score, forced.total(forced.margin > 0) / counts)
+        score = np.exp(forced.total(forced.log_probability) / self._sizes[list(items)])
+        return ItemScores(score, forced.total(forced.margin > 0) / np.diff(forced.starts))

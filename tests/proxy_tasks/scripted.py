@@ -36,19 +36,25 @@ class Scripted:
         ]
         return torch.stack(rows)
 
-    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
+    def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
         return _after_past(ids, past)
 
     def step(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: object
     ) -> tuple[torch.Tensor, object]:
         self.steps += 1
-        seen = ids if cache is None else torch.cat([cache, ids], dim=1)
+        if cache is None or isinstance(cache, Past):
+            seen = _after_past(ids, cache)
+        else:
+            seen = torch.cat([cache, ids], dim=1)
         rows = [
             [token for token, real in zip(*row, strict=True) if real]
             for row in zip(seen.tolist(), mask.tolist(), strict=True)
         ]
         return torch.stack([self._after(row) for row in rows]), seen
+
+    def keep(self, cache: torch.Tensor, rows: torch.Tensor) -> object:
+        return cache[rows]
 
 
 def _after_past(ids: torch.Tensor, past: Past | None) -> torch.Tensor:

@@ -1,11 +1,16 @@
-"""Reading rows from JSONL files and data sets; templates."""
+"""Reading rows from files and data sets, and where each came from; templates."""
 
+import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from evomerge.errors import DataError, EvomergeError, Place, StudyFileError
 from evomerge.proxy_tasks import Dataset
@@ -31,7 +36,6 @@ def test_jsonl(tmp_path: Path) -> None:
     assert jsonl(tmp_path, text + "\n") == ROWS
     assert jsonl(tmp_path, "\n\n  \n" + text.replace("\n", "\r\n")) == ROWS
     assert jsonl(tmp_path, "\ufeff" + text) == ROWS
-    assert jsonl(tmp_path, "") == []
 
 
 def test_line_breaks_of_unicode_inside_a_string(tmp_path: Path) -> None:
@@ -58,9 +62,119 @@ def test_a_broken_line_is_named(line: str, words: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "lines"),
+    [
+        ("rows.json", '[{"a": "1"},\n\n {"a":\n "2"}, {"a": "3"}\n]\n', [1, 3, 4]),
+        ("rows.json", '\n\n{"a": "1"}\n{"a": "2"}\n\n{"a": "3"}', [3, 4, 6]),  # JSONL, as some say
+        ("rows.csv", 'a\n1\n"2"\n\n3\n', [2, 3, 5]),
+        ("rows.tsv", "\ufeffa\r\n1\r\n2\r\n3", [2, 3, 4]),
+    ],
+)
+def test_rows_of_text_files_know_their_lines(
+    name: str, text: str, lines: list[int], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    found = read_rows(name, tmp_path, PLACE)
+    assert found == [{"a": "1"}, {"a": "2"}, {"a": "3"}]
+    assert [found.where(number) for number in (1, 2, 3)] == [f"line {n} of {name}" for n in lines]
+
+
+def test_csv_in_quotes(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(
+        'question,answer\n"two, or\n""three""?",2\nlast,007\n', newline=""
+    )
+    found = read_rows("rows.csv", tmp_path, PLACE)
+    assert found == [
+        {"question": 'two, or\n"three"?', "answer": "2"},
+        {"question": "last", "answer": "007"},
+    ]
+    assert [found.where(1), found.where(2)] == ["line 2 of rows.csv", "line 4 of rows.csv"]
+
+
+TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from('\n\t",'))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.fixed_dictionaries({"a": TEXTS, "b c": TEXTS}), min_size=1, max_size=4))
+def test_what_is_written_is_read(tmp_path: Path, rows: list[dict[str, str]]) -> None:
+    for name, separator in (("x.csv", ","), ("x.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["a", "b c"], delimiter=separator)
+            writer.writeheader()
+            writer.writerows(rows)
+        assert read_rows(name, tmp_path, PLACE) == rows
+    for indent in (None, 2):
+        text = json.dumps(rows, indent=indent, ensure_ascii=False)
+        (tmp_path / "x.json").write_text(text, encoding="utf-8")
+        found = read_rows("x.json", tmp_path, PLACE)
+        assert found == rows
+        step = 0 if indent is None else 4
+        starts = [1 + bool(step) + step * number for number in range(len(rows))]
+        assert [found.where(n + 1) for n in range(len(rows))] == [
+            f"line {line} of x.json" for line in starts
+        ]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(ROWS).to_parquet(tmp_path / "rows.parquet")
+    found = read_rows("rows.parquet", tmp_path, PLACE)
+    assert found == ROWS
+    assert type(found[0]["options"]) is list
+    assert found.where(7) == "row 7 of rows.parquet"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("x.json", '[{"a": 1},\n {"a" 2}]', "got expecting ':' delimiter at column 7 of line 2 of"),
+        ("x.json", '[{"a": 1},\n 5]', "expected a JSON object, got 5 at line 2 of"),
+        (
+            "x.json",
+            '[{"a": 1}\n {"a": 2}]',
+            "expected , or ] after the JSON object, got { at line 1",
+        ),
+        ("x.json", '[{"a": 1},\n', "got expecting value at column 1 of line 2 of"),
+        ("x.json", '[{"a": 1}', "expected , or ] after .*, got the end of the file at line 1 of"),
+        ("x.json", '[{"a": 1}] 7', "expected one JSON list, got more after it in"),
+        ("x.json", "[" + "[" * 100_000, "expected a JSON object, got .*recursion.* at line 1 of"),
+        ("x.csv", "a,b\n1,2\n1,2,3\n", "expected 2 fields as the first line has, got 3 at line 3"),
+        ("x.csv", "a,b\n1\n", "expected 2 fields as the first line has, got 1 at line 2 of"),
+        (
+            "x.csv",
+            'a,b\n1,"2\n',
+            "expected rows of fields, got unexpected end of data at line 2 of",
+        ),
+        ("x.csv", "a,b,a\n1,2,3\n", "expected each field once, got a, b, a at line 1 of"),
+        ("x.parquet", "PAR", "expected a Parquet file, got .* in"),
+    ],
+)
+def test_a_damaged_file_is_named(name: str, text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=words.replace("[", r"\[")) as caught:
+        read_rows(name, tmp_path, PLACE)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("x.jsonl", ""), ("x.jsonl", "\n \n"), ("x.json", "[ ]"), ("x.csv", "a,b\n")]
+)
+def test_an_empty_file(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_rows(name, tmp_path, PLACE)
+    assert str(caught.value) == (
+        f"expected at least one row of data, got none in {tmp_path / name} at tasks.sort.data in "
+        "study.yaml"
+    )
+
+
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     for name in ("none.jsonl", "."):
-        with pytest.raises(DataError, match=r"expected a JSONL file, got .*; there is no file"):
+        with pytest.raises(
+            DataError, match=r"expected a JSONL, JSON, CSV, .* got .*; there is no file"
+        ):
             read_rows(name, tmp_path, PLACE)
     (tmp_path / "latin").write_bytes(b'{"a": "\xe9"}')
     with pytest.raises(DataError, match="a UTF-8 text file, got other bytes"):
@@ -96,6 +210,79 @@ def test_splits_of_a_data_set(tmp_path: Path) -> None:
         DataError, match=r'got .* at tasks\.sort\.data in study.yaml; .*split "tets"'
     ):
         read_rows(Dataset(dataset=here, split="tets"), tmp_path, PLACE)
+
+
+def test_rows_of_a_data_set_know_their_number(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"a": 1}\n{"a": 2}')
+    found = read_rows(Dataset(dataset=str(tmp_path)), tmp_path, PLACE)
+    assert found.where(2) == f"row 2 of the split train of {tmp_path}"
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The commit of the data set org/set, which lies in the cache; there is no network."""
+    cache, commit = tmp_path / "cache", "a" * 40
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text('{"a": 1}\n{"a": 2}')
+    read_rows(Dataset(dataset="set"), tmp_path, PLACE)
+    (made,) = (file.parent for file in cache.rglob("dataset_info.json"))
+    shutil.move(made, cache / "org___set" / "default" / "0.0.0" / commit)
+    shutil.rmtree(tmp_path / "set")
+    return commit
+
+
+def test_a_data_set_in_the_cache(cached: str, tmp_path: Path) -> None:
+    for revision, notes in (
+        (None, (f"org/set is read as of today; `revision: {cached}` at {PLACE} pins it",)),
+        (cached, ()),
+    ):
+        found = read_rows(Dataset(dataset="org/set", revision=revision), tmp_path, PLACE)
+        assert found == [{"a": 1}, {"a": 2}]
+        assert found.notes == notes
+
+
+@pytest.mark.parametrize("revision", ["b" * 40, "main"])
+def test_another_revision_in_the_cache_is_not_taken(
+    revision: str, cached: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_rows(Dataset(dataset="org/set", revision=revision), tmp_path, PLACE)
+    assert str(caught.value) == (
+        f"expected the revision {revision} of org/set, got {cached} from the cache at "
+        "tasks.sort.data.revision in study.yaml; without a network a revision must be the commit "
+        "that the cache holds"
+    )
+
+
+def test_what_the_cache_lacks(cached: str, tmp_path: Path) -> None:
+    for asked in (Dataset(dataset="org/other"), Dataset(dataset="org/set", name="other")):
+        with pytest.raises(DataError, match="HF_HUB_OFFLINE=1 forbids downloading it; run `evom"):
+            read_rows(asked, tmp_path, PLACE)
+    with pytest.raises(DataError, match=r'study\.yaml; ValueError: Unknown split "tets"'):
+        read_rows(Dataset(dataset="org/set", split="tets"), tmp_path, PLACE)
+
+
+def test_a_public_benchmark_is_refused_before_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Dataset(dataset="openai/gsm8k", split="test")
+    fetched = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **_: fetched.append(given))
+    with pytest.raises(DataError, match="results on this benchmark would no longer mean anything"):
+        read_rows(asked, tmp_path, PLACE)
+    assert not fetched
+    with pytest.raises(AttributeError):  # of None, which the fake gives
+        read_rows(asked.model_copy(update={"contaminates": True}), tmp_path, PLACE)
+    assert fetched == [("openai/gsm8k", None)]
+
+
+def test_a_folder_of_a_benchmark_s_name_is_the_user_s_own(tmp_path: Path) -> None:
+    (tmp_path / "math").mkdir()
+    (tmp_path / "math" / "test.jsonl").write_text('{"a": 1}')
+    assert read_rows(Dataset(dataset="math", split="test"), tmp_path, PLACE) == [{"a": 1}]
 
 
 def test_a_data_set_that_is_none(tmp_path: Path) -> None:

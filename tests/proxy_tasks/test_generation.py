@@ -45,7 +45,7 @@ def correct(asked: Settings, example: Example, said: str) -> float:
 
 
 def test_the_score_is_the_least_margin_s_sigmoid() -> None:
-    example = Example("40 and 2 is", " 42.", " 42.")
+    example = Example("40 and 2 is", (" 42.",), " 42.")
     (sequence,) = task(settings(), example)._sequences
     assert sequence.ids == (*ids("40 and 2 is 42."), 0)
     leads = [2.0, -0.5, 1.25, 4.0][: sequence.scored]
@@ -65,7 +65,7 @@ def test_the_score_is_the_least_margin_s_sigmoid() -> None:
 
 
 def test_items_are_scored_in_the_order_asked_for() -> None:
-    examples = [Example("it is", f" {n}", f" {n}") for n in (40, 2, 42)]
+    examples = [Example("it is", (f" {n}",), f" {n}") for n in (40, 2, 42)]
     found = task(settings(), *examples).scores(
         model_saying("it is", " 2"), [2, 1, 0, 1], exact=True
     )
@@ -81,7 +81,7 @@ def test_items_are_scored_in_the_order_asked_for() -> None:
     ],
 )  # fmt: skip
 def test_exact_match_but_for_white_space(said: str, right: int) -> None:
-    assert correct(settings(), Example("40 and 2 is", " 42", " 42"), said) == right
+    assert correct(settings(), Example("40 and 2 is", (" 42",), " 42"), said) == right
 
 
 def test_another_spelling_of_the_answer_is_right() -> None:
@@ -90,7 +90,7 @@ def test_another_spelling_of_the_answer_is_right() -> None:
     letters = sum((ids(letter) for letter in answer), ())
     assert TOKENIZER.decode(letters) == answer
     assert len(letters) > len(ids(answer)) + 1
-    example = Example(prompt, answer, answer)
+    example = Example(prompt, (answer,), answer)
     for most, right in ((len(letters) + 1, 1.0), (len(letters) - 1, 0.0)):
         model = Scripted(saying(ids(prompt), letters), EVERY)
         asked = task(settings(max_new_tokens=most), example)
@@ -99,7 +99,7 @@ def test_another_spelling_of_the_answer_is_right() -> None:
 
 
 def test_texts_that_stop() -> None:
-    example = Example("40 and 2 is", " 42", " 42")
+    example = Example("40 and 2 is", (" 42",), " 42")
     asked = settings(stop=["\n", "."])
     assert correct(asked, example, " 42\nand more of it") == 1
     assert correct(asked, example, " 42. the sum") == 1
@@ -111,14 +111,14 @@ def test_texts_that_stop() -> None:
 
 
 def test_extraction_from_a_worked_answer() -> None:
-    worked = Example("q", "4 and 2 make 6 #### 6", "4 and 2 make 6 #### 6")
+    worked = Example("q", ("4 and 2 make 6 #### 6",), "4 and 2 make 6 #### 6")
     asked = settings(extract=r"#### (\d+)")
     assert correct(asked, worked, " other words #### 6") == 1
     assert correct(asked, worked, " 4 and 2 make 6 #### 7") == 0
 
 
 def test_extraction() -> None:
-    example = Example("40 and 2 is", "42", " so it is 42, the answer is 42.")
+    example = Example("40 and 2 is", ("42",), " so it is 42, the answer is 42.")
     asked = settings(extract=r"answer is (\d+)")
     assert correct(asked, example, " so it is 42, the answer is 42.") == 1
     assert correct(asked, example, " the answer is 42") == 1
@@ -129,9 +129,98 @@ def test_extraction() -> None:
     assert correct(settings(extract=r"4(\d)?"), example, " 4") == 0  # a group that took no part
 
 
+@pytest.mark.parametrize(
+    ("answer", "said", "right"),
+    [
+        ("1,234.0", " 1234", 1),
+        ("1234", " it is $1,234.", 1),
+        ("1234", " 1,234 or 5", 0),
+        ("0.5", " 1/2", 1),
+        ("-3", " 3", 0),
+        ("3", " none", 0),
+    ],
+)
+def test_numbers_are_compared_as_numbers(answer: str, said: str, right: int) -> None:
+    example = Example("40 and 2 is", (answer,), answer)
+    assert correct(settings(normalize="number", max_new_tokens=40), example, said) == right
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        (" the  SUM, of 40.\n", 1), ("The sum of 40", 1), ("the sum of", 0), ("the sum of 400", 0),
+        ("thesum of 40", 0), ("so the sum of 40", 0), ("", 0),
+    ],
+)  # fmt: skip
+def test_words_are_compared_without_case_and_punctuation(said: str, right: int) -> None:
+    example = Example("40 and 2 is", ("the sum of 40!",), "the sum of 40!")
+    assert correct(settings(normalize="text"), example, said) == right
+
+
+def test_extraction_comes_before_what_is_compared() -> None:
+    asked = settings(extract=r"answer is ([^.]+)\.", normalize="number")
+    example = Example("40 and 2 is", ("42.0",), "42")
+    assert correct(asked, example, " the answer is 42. It is not 2.") == 1
+    assert correct(asked, example, " the answer is so. 42.") == 0
+
+
+def test_any_of_several_answers_is_right() -> None:
+    example = Example("40 and 2 is", (" 42", " the sum", "so"), " 42")
+    for said, right in ((" 42", 1), (" the sum", 1), ("so", 1), (" the", 0), (" 42 so", 0)):
+        assert correct(settings(), example, said) == right
+    (sequence,) = task(settings(), example)._sequences
+    assert sequence.ids == (*ids("40 and 2 is 42"), 0)  # margins are on the first
+    long = " so it is 42, the answer is 42" * 2
+    assert correct(settings(), Example("40 and 2 is", (" 42", long), " 42"), long) == 1
+
+
+@pytest.mark.parametrize("normalize", ["none", "text", "number"])
+def test_giving_up_early_changes_no_answer(normalize: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against generating every answer in full, for texts that begin like an answer, or do not."""
+    example = Example("it is", ("the answer is 42", "42, 2"), "the answer is 42")
+    said = [
+        "the answer is 42", "The Answer, is: 42!", "the answer is 420", "the answers", "42, 2",
+        "42. 2", "42", "2", " the\n answer is 42 ", "\xe9t\xe9 42", "", ".",
+    ]  # fmt: skip
+    asked = settings(normalize=normalize, max_new_tokens=40)
+    early = [correct(asked, example, text) for text in said]
+    monkeypatch.setattr(generation.Task, "_may_match", lambda self, text, answers: True)
+    assert [correct(asked, example, text) for text in said] == early
+    assert 0 < sum(early) < len(said)
+
+
+def test_probabilities_by_hand() -> None:
+    """Of the target; and of the tokens that greedy decoding gives until it leaves the target."""
+    right, wrong = ids(" 42.")[0], ids(" the")[0]
+    example = Example("40 and 2 is", (" 42.",), " 42.")
+    (sequence,) = task(settings(), example)._sequences
+    first = len(sequence.ids) - sequence.scored
+
+    def rule(tokens: tuple[int, ...]) -> dict[int, float]:
+        if len(tokens) == first + 1:  # after a right token the wrong one leads
+            return {sequence.ids[first + 1]: 1.0, wrong: 2.0}
+        return {sequence.ids[len(tokens)]: 3.0} if first <= len(tokens) < len(sequence.ids) else {}
+
+    each = np.full((sequence.scored, EVERY), 0.0)
+    for place in range(sequence.scored):
+        for token, logit in rule(sequence.ids[: first + place]).items():
+            each[place, token] = logit
+    each = np.exp(each) / np.exp(each).sum(axis=1, keepdims=True)
+    gold = np.prod([each[place, token] for place, token in enumerate(sequence.target)])
+    asked = task(settings(), example)
+    found = asked.scores(Scripted(rule, EVERY), [0], exact=True).probabilities
+    assert found is not None
+    assert found.gold == pytest.approx([gold], rel=1e-5)
+    assert found.confidence == pytest.approx([each[0, right] * each[1, wrong]], rel=1e-5)
+    sure = asked.scores(model_saying("40 and 2 is", " 42."), [0], exact=True).probabilities
+    assert sure is not None
+    assert sure.confidence == pytest.approx(sure.gold)
+    assert asked.scores(Scripted(rule, EVERY), [0], exact=False).probabilities is None
+
+
 def test_the_target_is_what_margins_are_taken_on() -> None:
     worked = " so it is 42, the answer is 42."
-    example = Example("40 and 2 is", "42", worked)
+    example = Example("40 and 2 is", ("42",), worked)
     asked = task(settings(extract=r"answer is (\d+)", target="{w}"), example)
     assert asked._sequences[0].ids == (*ids("40 and 2 is" + worked), 0)
     found = asked.scores(model_saying("40 and 2 is", worked), [0], exact=True)
@@ -143,7 +232,7 @@ def test_the_target_is_what_margins_are_taken_on() -> None:
 
 
 def test_what_the_forced_pass_settles_is_not_generated() -> None:
-    examples = [Example("it is", f" {n}", f" {n}") for n in (40, 2, 42)]
+    examples = [Example("it is", (f" {n}",), f" {n}") for n in (40, 2, 42)]
     model = model_saying("it is", " 2")
     assert task(settings(), *examples).scores(model, [0, 1, 2], exact=True).correct.sum() == 1
     assert model.steps == 0
@@ -171,7 +260,7 @@ def test_stopping_early_changes_nothing(
         )
     texts = tokenizer.batch_decode(whole[:, prompts.shape[1] :])
     said = [text.split("<eos>")[0].strip() for text in texts]
-    expected = [float(text == one.answer) for text, one in zip(said, examples, strict=True)]
+    expected = [float(text == one.answers[0]) for text, one in zip(said, examples, strict=True)]
     assert found.correct.tolist() == expected
     assert 0 < sum(expected) < 200 or name == "reverse"
     monkeypatch.setattr(generation.Task, "_may_match", lambda self, text, answer: True)
@@ -185,21 +274,74 @@ def test_chat_templates_wrap_the_prompt_alone() -> None:
     tokenizer.chat_template = (
         "<{{ messages[0].content }}>{% if add_generation_prompt %}:{% endif %}"
     )
-    found = Task(settings(chat=True), [Example("40 and 2", "42", "42")], tokenizer)
+    found = Task(settings(chat=True), [Example("40 and 2", ("42",), "42")], tokenizer)
     head, tail = tokenizer("<40 and 2>:")["input_ids"], tokenizer("42")["input_ids"]
     assert list(found._sequences[0].ids) == [*head, *tail, 0]
     with pytest.raises(DataError, match="expected a chat template"):
-        task(settings(chat=True), Example("40 and 2", "42", "42"))
+        task(settings(chat=True), Example("40 and 2", ("42",), "42"))
+
+
+def test_a_chat_s_own_end_of_a_turn() -> None:
+    tokenizer = byte_level_tokenizer("the sum of 40 and 2 is 42.\n" * 9)
+    tokenizer.chat_template = "[{{ messages[0].content }}]"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    turn = tokenizer.convert_tokens_to_ids("<turn>")
+    asked = settings(chat=True, stop=["<turn>"])
+    found = Task(asked, [Example("40 and 2", ("42",), "42")], tokenizer)
+    (sequence,) = found._sequences
+    assert sequence.target[-1] == turn
+    prompt = tuple(tokenizer("[40 and 2]")["input_ids"])
+    model = Scripted(saying(prompt, (*tokenizer("42")["input_ids"], turn)), len(tokenizer))
+    assert found.scores(model, [0], exact=True).correct.tolist() == [1.0]
+
+
+def test_several_answers_in_the_data() -> None:
+    two = Example("1+1=", ("2", "two"), "2")
+    assert render({"q": "1+1=", "a": ["2", "two", "2"]}, settings(), PLACE) == two
+    squad = {"text": ["2", "two"], "answer_start": [0, 3]}
+    assert render({"q": "1+1=", "a": squad}, settings(), PLACE) == two
+    assert render({"q": "1+1=", "a": [2]}, settings(), PLACE) == Example("1+1=", ("2",), "2")
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "words"),
+    [
+        ({"normalize": "number"}, "two", "an answer with a number to compare, got 'two' at .*answ"),
+        (
+            {"normalize": "text"},
+            "?!",
+            "an answer with a text to compare, got '\\?!' at tasks.sums.a",
+        ),
+        ({"stop": ["."]}, "4.5", r"no '\.' in it, which ends answers, got '4.5' at .*answer in st"),
+        ({"stop": ["."], "target": "a. {a}"}, "4", r"no '\.' in it, .* got 'a. 4' at .*target in"),
+        ({"shots": {"count": 1}}, "4\n\n5", r"no '\\n\\n' in it, which ends answers, got '4\\n"),
+    ],
+)
+def test_answers_that_nothing_generated_could_be(
+    asked: dict[str, Any], answer: str, words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        render({"q": "1+1=", "a": answer}, settings(**asked), PLACE)
+
+
+def test_answers_that_can_be_generated() -> None:
+    assert render({"q": "", "a": "0"}, settings(normalize="number"), PLACE).answers == ("0",)
+    assert render({"q": "", "a": "4.\n"}, settings(stop=["\n"]), PLACE).target == "4.\n"
+    asked = settings(stop=["\n"], extract=r"#### (\d+)", target="#### 4")
+    assert render({"q": "", "a": "2 + 2\n#### 4"}, asked, PLACE).target == "#### 4"
 
 
 def test_render() -> None:
     asked = settings(target="so {a}")
-    assert render({"q": "1+1=", "a": 2}, asked, PLACE) == Example("1+1=", "2", "so 2")
-    assert render({"q": "1+1=", "a": 2}, settings(), PLACE) == Example("1+1=", "2", "2")
+    assert render({"q": "1+1=", "a": 2}, asked, PLACE) == Example("1+1=", ("2",), "so 2")
+    assert render({"q": "1+1=", "a": 2}, settings(), PLACE) == Example("1+1=", ("2",), "2")
     for row, words in (
         ({"q": "1+1="}, "at tasks.sums.answer in study.yaml"),
         ({"a": "2"}, "at tasks.sums.prompt in study.yaml"),
         ({"q": "1+1=", "a": " "}, "an answer that is not empty, got ' ' at tasks.sums.answer"),
+        ({"q": "1+1=", "a": []}, r"a list of at least one answer in the field a, got \[\] at"),
+        ({"q": "1+1=", "a": ["2", None]}, "a list of at least one answer in the field a, got"),
+        ({"q": "1+1=", "a": ["2", ""]}, "an answer that is not empty, got '' at"),
         ({"q": "1+1=", "a": None}, "a value in the field a, got null at tasks.sums.answer"),
     ):
         with pytest.raises(EvomergeError, match=words):

@@ -53,9 +53,17 @@ def test_options_as_templates() -> None:
     assert found.answer == 0
 
 
+def test_wrong_options_that_repeat_count_once() -> None:
+    row = {"q": "which?", "o": ["red", "blue", "red", "green"], "a": "D"}
+    assert render(row, settings(), PLACE) == Example("which?", ("red", "blue", "green"), 2)
+    row = {"q": "which?", "o": ["red", "blue", "red", "green"], "a": 1}
+    assert render(row, settings(), PLACE) == Example("which?", ("red", "blue", "green"), 1)
+
+
 @pytest.mark.parametrize(
     ("row", "asked", "words"),
     [
+        ({"o": ["x", "x "]}, {}, "a right option unlike the others"),
         ({"o": ["x"]}, {}, r"at least two options, none of them empty, got \['x'\] at .*\.options"),
         ({"o": ["x", " "]}, {}, "at least two options, none of them empty"),
         ({"o": ["x", None]}, {}, "a list without null in the field o"),
@@ -85,7 +93,7 @@ def test_rows_that_do_not_fit(row: dict[str, Any], asked: dict[str, Any], words:
     assert "in study.yaml" in str(caught.value)
 
 
-def by_hand(example: Example, asked: Settings, model: Any) -> tuple[float, float]:
+def by_hand(example: Example, asked: Settings, model: Any) -> tuple[float, ...]:
     """Log-likelihoods token by token, from whole sequences one at a time."""
     likelihood = []
     for option in example.options:
@@ -94,11 +102,22 @@ def by_hand(example: Example, asked: Settings, model: Any) -> tuple[float, float
         assert ids[: len(head)] == head
         rows = torch.log_softmax(model.logits(torch.tensor([ids]), len(ids))[0].double(), -1)
         total = sum(float(rows[place - 1, ids[place]]) for place in range(len(head), len(ids)))
-        size = {"tokens": len(ids) - len(head), "characters": len(option), "none": 1}
+        size = {
+            "tokens": len(ids) - len(head),
+            "characters": len(option),
+            "bytes": len(option.encode()),
+            "none": 1,
+        }
         likelihood.append(total / size[asked.normalize])
     others = [one for number, one in enumerate(likelihood) if number != example.answer]
     margin = likelihood[example.answer] - max(others)
-    return 1 / (1 + np.exp(-margin / asked.temperature)), float(margin > 0)
+    likely = np.exp(likelihood) / np.sum(np.exp(likelihood))
+    return (
+        1 / (1 + np.exp(-margin / asked.temperature)),
+        float(margin > 0),
+        likely[example.answer],
+        likely.max(),
+    )
 
 
 EXAMPLES = [
@@ -106,18 +125,25 @@ EXAMPLES = [
     Example("which is it?", ("blue", "red"), 0),
     Example("blue or red or green?", ("red", "which is it", "blue", "green"), 1),
     Example("is", ("red or blue", "r"), 1),
+    Example("is", ("gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", "red"), 0),
 ]
 
 
-@pytest.mark.parametrize("normalize", ["tokens", "characters", "none"])
+@pytest.mark.parametrize("normalize", ["tokens", "characters", "bytes", "none"])
 @pytest.mark.parametrize("separator", [" ", ": "])
 def test_scores_by_hand(normalize: str, separator: str, tmp_path: Any) -> None:
     model = live(save_random(tmp_path, "llama", vocabulary=len(TOKENIZER)))
     asked = settings(normalize=normalize, separator=separator, temperature=0.7)
-    found = Task(asked, EXAMPLES, TOKENIZER).scores(model, [3, 0, 1, 2, 0], exact=True)
-    expected = [by_hand(EXAMPLES[item], asked, model) for item in (3, 0, 1, 2, 0)]
-    assert found.score == pytest.approx([score for score, _ in expected], rel=1e-4)
-    assert found.correct.tolist() == [right for _, right in expected]
+    items = [3, 0, 1, 2, 0, 4]
+    found = Task(asked, EXAMPLES, TOKENIZER).scores(model, items, exact=True)
+    score, right, gold, confidence = zip(
+        *(by_hand(EXAMPLES[item], asked, model) for item in items), strict=True
+    )
+    assert found.score == pytest.approx(score, rel=1e-4)
+    assert found.correct.tolist() == list(right)
+    assert found.probabilities is not None
+    assert found.probabilities.gold == pytest.approx(gold, rel=1e-4)
+    assert found.probabilities.confidence == pytest.approx(confidence, rel=1e-4)
     assert found.score[1] == pytest.approx(found.score[4], rel=1e-5)
 
 
@@ -140,7 +166,12 @@ def test_normalization_decides() -> None:
         return found | wanted
 
     example = Example("which is it?", ("dark green", "red"), 0)
-    margins = {"tokens": -2 / 2 + 1.5, "characters": -2 / 10 + 1.5 / 3, "none": -2 + 1.5}
+    margins = {
+        "tokens": -2 / 2 + 1.5,
+        "characters": -2 / 10 + 1.5 / 3,
+        "bytes": -2 / 10 + 1.5 / 3,
+        "none": -2 + 1.5,
+    }
     for normalize, margin in margins.items():
         asked = settings(normalize=normalize, temperature=1.0)
         found = Task(asked, [example], TOKENIZER).scores(Scripted(rule, every), [0], exact=False)

@@ -111,7 +111,7 @@ def test_chat_without_a_template(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_a_template_that_fails(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = "{{ raise_exception('a system message first\\nplease') }}"
     with pytest.raises(
-        DataError, match=r"a single user message, got .*a system message first"
+        DataError, match=r"for messages of user, got .*a system message first"
     ) as it:
         encode_after(tokenizer, ["yes"], ["no"], True)
     assert "\n" not in str(it.value)
