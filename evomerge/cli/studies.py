@@ -73,14 +73,14 @@ def _conclude(name: str, url: str | None, report: dict[str, Any]) -> None:
     from evomerge.files import write_json, write_text
     from evomerge.report.html import write_html
     from evomerge.report.table import print_report
+    from evomerge.study.background import background
     from evomerge.study.export import exported
     from evomerge.study.store import database, run_folder
-    from evomerge.study.summary import trial_history
 
     folder = run_folder(name)
     write_text(folder / "recipe.yaml", exported(name, url, None))
     write_json(folder / "report.json", report)
-    write_html(folder / "report.html", name, report, trial_history(name, url))
+    write_html(folder / "report.html", name, report, background(name, url))
     print_report(report)
     winner = report["winner"]
     say(f"winner    {winner['name']}, weights {winner['weights']}")
@@ -140,13 +140,43 @@ def enqueue(name: NameArgument, recipe: Recipe, storage: Storage = None) -> None
 
 
 @app.command()
-def report(name: NameArgument, as_json: Json = False, storage: Storage = None) -> None:
+def report(
+    name: NameArgument,
+    as_json: Json = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="write the page, over any before")
+    ] = None,
+    storage: Storage = None,
+) -> None:
     """Show a finished study's table: the winner beside its baselines on the three splits."""
     from evomerge.report.table import print_report
     from evomerge.study.summary import stored_report
 
     found = stored_report(name, storage)
-    if as_json:
+    if html is not None:
+        from evomerge.report.html import write_html
+        from evomerge.study.background import background
+
+        write_html(html, name, found, background(name, storage))
+        say(str(html))
+    elif as_json:
         say(json.dumps(found, indent=2))
     else:
         print_report(found)
+
+
+@app.command()
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="names of studies")],
+    as_json: Json = False,
+    storage: Storage = None,
+) -> None:
+    """Set studies side by side: what they searched, their winners on held-out items, speed."""
+    from evomerge.report.comparison import print_comparison
+    from evomerge.study.comparison import compare as compared
+
+    found = compared(names, storage)
+    if as_json:
+        say(json.dumps(found, indent=2))
+    else:
+        print_comparison(found)
