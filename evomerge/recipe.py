@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from evomerge.checkpoints import ModelRef
 from evomerge.errors import Found, Place, RecipeError
@@ -154,6 +155,21 @@ def resolve(recipe: Recipe, tensors: Sequence[str]) -> dict[str, Array]:
             ]
             found[declared.name] = np.stack(columns)
     return found
+
+
+def weights_key(recipe: Recipe, tensors: Sequence[str]) -> str:
+    """Return a key that recipes for the same inputs share where every tensor gets the same values.
+
+    Such recipes make the same weights to the last bit, however they are written.
+    """
+    models = [str(recipe.base), *(str(entry.model) for entry in recipe.entries)]
+    seed = recipe.parameters.get("seed", 0) if recipe.method.stochastic else None
+    parts = [recipe.merge_method, *models, repr(seed), str(recipe.dtype), str(recipe.out_dtype)]
+    found = xxhash.xxh3_128("\n".join(parts).encode())
+    for name, values in sorted(resolve(recipe, tensors).items()):
+        found.update(name.encode())
+        found.update(np.ascontiguousarray(values, dtype=np.float64).tobytes())
+    return found.hexdigest()
 
 
 def depths(tensors: Sequence[str]) -> Array:

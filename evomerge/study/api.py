@@ -78,7 +78,7 @@ class Study:
         `trials` is a total. Callbacks are called with every trial that ends, in order, once it is
         in the database: one that raises ends the run, and a later one goes on after that trial.
         """
-        calling = _Calling(self, callbacks, watcher)
+        calling = Calling(self, callbacks, watcher)
         with contextlib.suppress(StopStudy):
             return loop.resume(
                 self.name, trials=trials, url=self.storage, watcher=calling, **machine
@@ -93,7 +93,7 @@ class Study:
     def trials(self) -> pd.DataFrame:
         """All trials as a table by their numbers.
 
-        Its columns are state, fitness, seconds, a `score` and an `accuracy` of each task, and each
+        Its columns are state, fitness, seconds, the items answered, a `score` and an `accuracy` of each task, and each
         hole of the search space by its name.
         """
         import pandas as pd
@@ -103,6 +103,7 @@ class Study:
             "state": [one.state for one in found],
             "fitness": [one.fitness for one in found],
             "seconds": [one.seconds for one in found],
+            "answered": [one.answered for one in found],
         }
         for task in dict.fromkeys(task for one in found for task in one.tasks):
             for kind in ("score", "accuracy"):
@@ -148,7 +149,7 @@ def _read(study: str | Path | Mapping[str, Any]) -> tuple[StudyFile, dict[str, A
     return load_study_file(path), source
 
 
-class _Calling:
+class Calling:
     """A watcher that calls back with every trial that ends."""
 
     def __init__(

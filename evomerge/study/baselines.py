@@ -67,6 +67,7 @@ class Baselines:
     fitness: Fitness
     starts: tuple[Mapping[str, float], ...]  # weights of the experts, by name
     unsolved: tuple[str, ...]  # tasks of which no input answers a single item right
+    scores: Mapping[str, TaskScores]  # on the search split, of every row that could be scored
 
 
 def baselines(
@@ -83,12 +84,14 @@ def baselines(
     make = _Recipes(refs, result_dtype, seed)
     total = 1 + len(experts) + max(0, len(experts) - 1) + len(LINE) + 4
     done = 0
+    found: dict[str, TaskScores] = {}
 
     def scored(row: Row) -> TaskScores:
         nonlocal done
         progress(f"baselines: {row.name}", min(done, total), total)
         done += 1
-        return row_scores(store, scorer, row, "search")
+        found[row.name] = row_scores(store, scorer, row, "search")
+        return found[row.name]
 
     rows = [Row("base", "baseline", {"model": str(refs["base"])})]
     rows += [Row(name, "baseline", {"model": str(refs[name])}) for name in experts]
@@ -125,7 +128,7 @@ def baselines(
         name: 1 / len(greedy_members) if name in greedy_members else 0.0 for name in experts
     }
     starts = (dict.fromkeys(experts, scale), dict.fromkeys(experts, share), greedy_share)
-    return Baselines(tuple(rows), fitness, starts, unsolved)
+    return Baselines(tuple(rows), fitness, starts, unsolved, found)
 
 
 def _greedy_soup(

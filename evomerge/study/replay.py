@@ -18,6 +18,7 @@ from evomerge.search_space import SearchSpace
 from evomerge.study.file import CheckedStudy
 from evomerge.study.stages import Course
 
+_BLOCK = 16  # slots that are begun before any of them is known, with such an optimizer
 _FAR = 2**40  # a slot whose horizon is 0 where an optimizer never looks at results
 
 
@@ -70,6 +71,10 @@ class Search:
     def starting(self, slot: int) -> bool:
         """Return whether a slot's point is a starting point."""
         return slot < len(self._points)
+
+    def horizon(self) -> int:
+        """Return how many slots the work on the next one may look at; see Optimizer."""
+        return 0 if self.starting(len(self._results)) else self._leg.horizon()
 
     def note(self, evaluated: Evaluated, queued: bool) -> None:
         """Remember what came of the next slot."""
@@ -181,6 +186,17 @@ class _Leg:
         self._tell(len(self._own))
         found = optimizer.recommend()
         return None if found is None else self._own[found]
+
+    def horizon(self) -> int:
+        """Return below which slot of the study everything is known when the next one is begun.
+
+        Where the optimizer never looks at results it is a multiple of `_BLOCK`.
+        """
+        slot, optimizer = len(self._own), self._ready()
+        if optimizer.horizon(_FAR) == 0:
+            return max(self._first, len(self._results) // _BLOCK * _BLOCK)
+        known = optimizer.horizon(slot)
+        return self._own[known] if known < slot else len(self._results)
 
     def between_generations(self) -> bool:
         """Return whether the next slot needs nothing that is under way."""

@@ -19,8 +19,8 @@ from evomerge.study.tables import TRIAL_ATTRIBUTES, TRIALS
 class TrialResult:
     """A trial: what was tried, and what came of it.
 
-    `tasks` has the score and the accuracy of each task, and nothing where the trial has failed or
-    is running still. `queued` is its number in the queue, if it came from there.
+    `tasks` has the score and the accuracy of each task, estimates where it was stopped early, and
+    nothing where it has failed or is running still. `queued` is its number in the queue, if it came from there.
     """
 
     number: int
@@ -31,6 +31,7 @@ class TrialResult:
     seconds: float | None
     error: str | None = None  # why it failed
     queued: int | None = None
+    answered: int | None = None  # items that it was put, fewer where it was stopped early
 
 
 def results(store: Store) -> list[TrialResult]:
@@ -69,6 +70,7 @@ def _results(store: Store, number: int | None) -> list[TrialResult]:
                 seconds.get(record.identity),
                 known.get("error"),
                 record.queued,
+                known.get("answered"),
             )
         )
     return found

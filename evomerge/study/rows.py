@@ -234,18 +234,15 @@ def read_trials(connection: Connection, study: int, number: int | None = None) -
     return sorted(records, key=lambda record: record.slot)
 
 
-def read_scores(connection: Connection, study: int) -> dict[int, dict[str, float]]:
-    """Return each task's mean score of every trial of a study that succeeded, by its number."""
+def read_metrics(connection: Connection, study: int) -> dict[int, dict[str, Any]]:
+    """Return what was recorded of every trial of a study that succeeded, by its number."""
     query = (
         select(TRIALS.c.number, TRIAL_ATTRIBUTES.c.value_json)
         .join(TRIAL_ATTRIBUTES, TRIAL_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id)
         .where(TRIALS.c.study_id == study, TRIALS.c.state == "COMPLETE")
         .where(TRIAL_ATTRIBUTES.c.key == METRICS)
     )
-    return {
-        number: {task: one["score"] for task, one in json.loads(text)["tasks"].items()}
-        for number, text in connection.execute(query)
-    }
+    return {number: json.loads(text) for number, text in connection.execute(query)}
 
 
 def _of(trials: ColumnElement[bool], table: Table, *columns: Column[Any]) -> Select[Any]:

@@ -7,22 +7,26 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from evomerge.errors import CandidateError, InputError
+from evomerge.errors import CandidateError, InputError, Place, RecipeError
 from evomerge.expressions import Values
-from evomerge.fitness import Fitness, mean_correct, mean_scores
+from evomerge.fitness import Fitness
 from evomerge.optimizers import Evaluated
-from evomerge.recipe import Recipe
+from evomerge.racing import Racer
+from evomerge.recipe import Recipe, parse_recipe, weights_key
 from evomerge.study.baselines import Baselines, baselines, carried_over, starting_points
+from evomerge.study.evidence import expectations
 from evomerge.study.file import CheckedStudy
 from evomerge.study.finalists import recorded_objectives
 from evomerge.study.finals import finish_study
 from evomerge.study.interrupts import Interrupts
-from evomerge.study.item_scores import pack
+from evomerge.study.item_scores import pack, unpack
 from evomerge.study.queue import Proposal, Queue
 from evomerge.study.replay import Search
 from evomerge.study.rows import TrialRecord
 from evomerge.study.scorer import Scorer
 from evomerge.study.store import Store
+
+_PLACE = Place("a baseline", RecipeError)
 
 
 class Watcher(Protocol):
@@ -39,6 +43,16 @@ class Watcher(Protocol):
     def note(self, text: str) -> None:
         """Say something once."""
         ...
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """What is to be evaluated: a trial, and how many slots may be looked at for it."""
+
+    slot: int
+    number: int
+    values: Values
+    horizon: int
 
 
 @dataclass
@@ -74,6 +88,8 @@ class Run:
                 f"no input model answers one search item of {task} right; "
                 "check its prompt and answer"
             )
+        for note in expectations(prior):
+            self.watcher.note(note)
         search = self.trials(prior)
         outcome = search.report(self.total)
         if outcome["ended"] is not None:
@@ -84,6 +100,7 @@ class Run:
             search.course,
             prior,
             search.recommended(),
+            [slot for slot in range(self.total) if search.starting(slot)],
             self._several,
             outcome,
             self.watcher.stage,
@@ -106,6 +123,8 @@ class Run:
         recorded = {record.slot: record for record in self.store.trials()}
         queue = Queue(self.store, (record.queued for record in recorded.values()))
         objectives = recorded_objectives(self.store, prior.fitness) if self._several else {}
+        racer = self._racer(prior)
+        metrics = self.store.metrics()
         best = _best(recorded.values())
         finished = sum(record.state != "running" for record in recorded.values())
         self.watcher.trial(finished, self.total, best, None)
@@ -116,8 +135,12 @@ class Run:
             if record is not None and record.state != "running":
                 found = objectives.get(record.number, ())
                 evaluated = Evaluated(record.values, record.fitness, found)
+                if record.fitness is not None:
+                    known = metrics[record.number]
+                    racer.note(slot, known["weights"], unpack(known["items"]))
                 search.note(evaluated, record.queued is not None)
                 continue
+            horizon = search.horizon()
             with self.interrupts.put_off():
                 if record is None:
                     queued = self._queued(queue, slot, search)
@@ -130,7 +153,8 @@ class Run:
                     number = record.number
                 values = proposal.values
                 started = time.perf_counter()
-                evaluated = self._evaluate(number, search.decode, values, prior.fitness)
+                candidate = _Candidate(slot, number, values, horizon)
+                evaluated = self._evaluate(candidate, search.decode, prior.fitness, racer)
                 fitness = evaluated.fitness
                 finished += 1
                 best = max((one for one in (best, fitness) if one is not None), default=None)
@@ -147,24 +171,49 @@ class Run:
             self.watcher.note(note)
         return found
 
+    def _racer(self, prior: Baselines) -> Racer:
+        """Return what decides how many items each candidate answers."""
+        tensors, file = self.checked.tensors, self.checked.file
+        keys = {
+            row.name: weights_key(parse_recipe(row.what["recipe"], _PLACE), tensors)
+            for row in prior.rows
+            if "recipe" in row.what
+        }
+        return Racer(
+            file.search.racing,
+            {task: len(items.score) for task, items in prior.scores["base"].items()},
+            prior.fitness,
+            [(keys.get(name, name), scores) for name, scores in prior.scores.items()],
+            self._several,
+            file.search.seed,
+        )
+
     def _evaluate(
         self,
-        number: int,
+        candidate: _Candidate,
         decode: Callable[[Values], Recipe],
-        values: Values,
         fitness: Fitness,
+        racer: Racer,
     ) -> Evaluated:
+        values, number = candidate.values, candidate.number
         try:
             recipe = decode(values)
-            scores = self.scorer.recipe(recipe, "search", exact=False)
-            value = fitness.of(mean_scores(scores))
+            weights = weights_key(recipe, self.checked.tensors)
+            raced = racer.run(
+                candidate.horizon, weights, lambda: self.scorer.candidate(recipe, "search")
+            )
+            value = fitness.of(raced.means)
         except (CandidateError, InputError) as problem:
             self.store.finish(number, None, {"error": str(problem)})
             return Evaluated(values, None)
-        means, correct = mean_scores(scores), mean_correct(scores)
-        tasks = {name: {"score": means[name], "accuracy": correct[name]} for name in scores}
-        self.store.finish(number, value, {"tasks": tasks, "items": pack(scores)})
-        return Evaluated(values, value, fitness.normalized(means) if self._several else ())
+        tasks = {
+            name: {"score": raced.means[name], "accuracy": raced.accuracies[name]}
+            for name in raced.scores
+        }
+        found = {"tasks": tasks, "items": pack(raced.scores), "weights": weights}
+        self.store.finish(number, value, found | {"answered": raced.answered})
+        racer.note(candidate.slot, weights, raced.scores)
+        return Evaluated(values, value, fitness.normalized(raced.means) if self._several else ())
 
 
 def _best(records: Iterable[TrialRecord]) -> float | None:

@@ -48,8 +48,8 @@ def _sentence(schema: type[BaseModel], path: Loc, error: Any, place: Place) -> I
     kind = None if field is None else field.annotation
     inner = next((one for one in _members(kind) if _is_model(one)), None)
     if len(path) > 1 and inner is not None:
-        return _sentence(inner, path[1:], error, place / str(path[0]))
-    if error["type"] == "extra_forbidden":
+        return _sentence(inner, _path(inner, path[1:]), error, place / str(path[0]))
+    if error["type"] in ("extra_forbidden", "invalid_key"):
         return place.unknown(path[0], "key", schema.model_fields)
     note = f" ({field.description})" if field is not None and field.description else ""
     if error["type"] == "missing":
@@ -105,7 +105,8 @@ def _compound(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if get_origin(kind) is list:
-        return f"a list of {_PLURALS[_plain(inner[0])]}"
+        of = (_PLURALS.get(one, "mappings") for one in _members(_plain(inner[0])))
+        return f"a list of {' or '.join(of)}"
     if get_origin(kind) is dict:
         return f"a mapping of names to {_PLURALS[_plain(inner[1])]}"
     return f"a mapping with {', '.join(kind.model_fields)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -41,8 +41,11 @@ class Scorer:
     ) -> None:
         first = checkpoints[0]
         use_threads(sum(torch.Size(info.shape).numel() for info in first.tensors.values()))
+        self.tasks = tuple(tasks)
         self._checkpoints = list(checkpoints)
         self._evaluator = Evaluator(tasks, tokenizer)
+        text = first.config.get("text_config", first.config)
+        self._evaluator.check_lengths(text.get("max_position_embeddings"))
         self._device = best_device(device)
         self._trust = trust
         self.merger = Merger(
@@ -53,7 +56,9 @@ class Scorer:
             progress=progress,
         )
         # Inputs that are streamed to a GPU can be run one at a time only, as candidates.
-        self.side_by_side = self._device.type == "cpu" or self.merger.memory == "device"
+        self._resident = self._device.type == "cpu" or self.merger.memory == "device"
+        alone = any(getattr(task.kind, "NEEDS_MODULE", False) for task in tasks)
+        self.side_by_side = self._resident and not alone  # whether an ensemble can be scored
 
     @cached_property
     def _candidate(self) -> LiveModel:
@@ -69,6 +74,16 @@ class Scorer:
             for checkpoint in self._checkpoints
         }
 
+    def candidate(
+        self, recipe: Recipe, split: Split
+    ) -> Callable[[Mapping[str, Sequence[int]] | None], TaskScores]:
+        """Merge a recipe, to be scored on items of a split by their places, or on all of them.
+
+        Both raise CandidateError where it is impossible.
+        """
+        self.merger.materialize(recipe)
+        return lambda only: _finite(self._evaluator.scores(self._candidate, split, False, only))
+
     def recipe(self, recipe: Recipe, split: Split, exact: bool) -> TaskScores:
         """Merge a recipe and score it; raises CandidateError where either is impossible."""
         self.merger.materialize(recipe)
@@ -76,7 +91,7 @@ class Scorer:
 
     def model(self, ref: ModelRef, split: Split, exact: bool) -> TaskScores:
         """Score one of the inputs as it is."""
-        if not self.side_by_side:
+        if not self._resident:
             data = {"merge_method": "passthrough", "models": [{"model": str(ref)}]}
             return self.recipe(parse_recipe(data, Place("an input", RecipeError)), split, exact)
         return _finite(self._evaluator.scores(self._inputs[ref], split, exact))

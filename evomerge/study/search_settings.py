@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from evomerge import optimizers, plugins
 from evomerge.errors import Found, Place
 from evomerge.optimizers import OptimizerSettings
+from evomerge.racing import Racing
 from evomerge.study.schema import read_settings
 from evomerge.study.stages import Stage, read_stages
 
@@ -31,8 +32,16 @@ class Search(BaseModel):
         None, ge=1, description="trials in a row without a new best that end the search"
     )
     min_gain: float = Field(0.0, ge=0, description="what a new best gains at least")
+    racing: Racing | None = Field(
+        Racing(), description="candidates are stopped early, or, with false, answer every item"
+    )
     give_up: int = Field(25, ge=1, description="failed trials at the beginning that end the search")
-    start: list[Any] = Field([], description=_START)
+    start: list[str | dict[str, Any]] = Field([], description=_START)
+
+    @field_validator("racing", mode="before", json_schema_input_type=Racing | bool | None)
+    @classmethod
+    def _raced(cls, value: object) -> object:
+        return {True: Racing(), False: None}.get(value, value) if isinstance(value, bool) else value
 
     @field_validator("start", mode="before")
     @classmethod

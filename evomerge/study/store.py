@@ -153,9 +153,16 @@ class Store:
         self._identities |= {record.number: record.identity for record in found}
         return found
 
+    def metrics(self) -> dict[int, dict[str, Any]]:
+        """Return what was recorded of every trial that succeeded, by its number."""
+        return self._database.read(lambda one: rows.read_metrics(one, self._study))
+
     def scores(self) -> dict[int, dict[str, float]]:
         """Return each task's mean score of every trial that succeeded, by its number."""
-        return self._database.read(lambda one: rows.read_scores(one, self._study))
+        return {
+            number: {task: one["score"] for task, one in metrics["tasks"].items()}
+            for number, metrics in self.metrics().items()
+        }
 
     def summary(self) -> rows.Summary:
         """Return how far the study is, without reading its trials one by one."""

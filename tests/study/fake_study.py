@@ -69,8 +69,14 @@ def mapping(optimizer: str = "cma_es") -> dict[str, Any]:
         "tasks": {
             name: {"kind": "perplexity", "data": "none.jsonl", "text": "{q}"} for name in TASKS
         },
-        "splits": {"search": 5, "select": 6, "heldout": 7},
-        "search": {"optimizer": optimizer, "trials": TRIALS.get(optimizer, 14), "seed": 3, **own},
+        "splits": {"search": 20, "select": 6, "heldout": 7},
+        "search": {
+            "optimizer": optimizer,
+            "trials": TRIALS.get(optimizer, 14),
+            "racing": {"first": 5},
+            "seed": 3,
+            **own,
+        },
         "fitness": {"worst": 0.25},
     }
 
@@ -108,6 +114,7 @@ class FakeItems:
     """Items of a task whose fingerprint is what a test says."""
 
     fingerprints: Mapping[str, str] = {}
+    notes = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -131,6 +138,7 @@ class FakeScorer:
     """Scores by a hash; every fourth candidate of a search cannot be scored."""
 
     side_by_side = True
+    tasks = ()
     weights: Mapping[str, str] = {}  # fingerprints of models that are not as ever
 
     def __init__(self, checked: CheckedStudy) -> None:
@@ -150,10 +158,22 @@ class FakeScorer:
         return hashlib.sha256(json.dumps(self._last).encode()).hexdigest()
 
     def recipe(self, recipe: Any, split: str, exact: bool) -> dict[str, ItemScores]:
+        return self._scores(recipe.to_mapping(), split)
+
+    def candidate(self, recipe: Any, split: str) -> Any:
         scores = self._scores(recipe.to_mapping(), split)
-        if not exact and scores["sums"].score[0] < 0.25:
+        if scores["sums"].score[0] < 0.25:
             raise CandidateError("this one cannot be scored")
-        return scores
+
+        def at(places: Any) -> dict[str, ItemScores]:
+            return {
+                task: ItemScores(*(one[places[task] if places else ...] for one in columns))
+                for task, columns in (
+                    (task, (one.score, one.correct)) for task, one in scores.items()
+                )
+            }
+
+        return at
 
     def model(self, ref: Any, split: str, exact: bool) -> dict[str, ItemScores]:
         return self._scores(str(ref), split)
@@ -164,7 +184,7 @@ class FakeScorer:
     def _scores(self, what: object, split: str) -> dict[str, ItemScores]:
         digest = hashlib.sha256(json.dumps([what, split]).encode()).digest()
         generator = np.random.default_rng(list(digest))
-        size = {"search": 5, "select": 6, "heldout": 7}[split]
+        size = {"search": 20, "select": 6, "heldout": 7}[split]
         found = {}
         for task in TASKS:
             score = generator.random(size).astype(np.float32).astype(np.float64)

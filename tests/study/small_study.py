@@ -7,19 +7,18 @@ from typing import Any
 
 import pytest
 
-from evomerge import plugins, proxy_tasks
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import EvomergeError, Place, StudyFileError
 from evomerge.study.file import StudyFile, check_study, parse_study
 from evomerge.zoo.tokenizer import build_tokenizer
 from tests.architectures import save_random
 
-KINDS = plugins.names(proxy_tasks)
-REQUIRED = {  # of each kind of task, values for the fields that must be given
+REQUIRED = {  # of each kind of task that suits these models and rows, the fields that must be given
     "generation": {"prompt": "{q}", "answer": "{a}"},
     "multiple_choice": {"prompt": "{q}", "options": "{o}", "answer": "{a}"},
     "perplexity": {"text": "{q}"},
 }
+KINDS = sorted(REQUIRED)
 
 
 def study(optimizer: str = "auto") -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_trials_as_a_table(fake: Path) -> None:
     study.run()
     table = study.trials
     scores = [f"{task} {kind}" for task in TASKS for kind in ("score", "accuracy")]
-    assert list(table.columns) == ["state", "fitness", "seconds", *scores, *HOLES]
+    assert list(table.columns) == ["state", "fitness", "seconds", "answered", *scores, *HOLES]
     assert table.index.name == "number"
     assert list(table.index) == list(range(14))
     for one in study.results():

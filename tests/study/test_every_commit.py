@@ -1,6 +1,8 @@
 """Dying before or after any commit leaves a database whose study goes on exactly."""
 
 import hashlib
+import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy.engine.default import DefaultDialect
 
-from tests.study.fake_study import NAMES, contents, go_on, mapping, staged, write_study
+from evomerge.study import loop
+from evomerge.study.export import exported
+from evomerge.study.queue import enqueue_file
+from evomerge.study.store import Store, studies
+from tests.study.fake_study import NAMES, Silent, contents, go_on, mapping, staged, write_study
 
 STAGED = ("cma_es", "cma_mixed", "tpe", "random_search")
 
@@ -48,6 +54,12 @@ def test_the_study_is_worth_the_trouble(fake: Path) -> None:
     assert states.count("COMPLETE") == 14 - states.count("FAIL")
     slots = [value for _, key, value in contents("s")["metrics"] if key == "slot"]
     assert sorted(map(int, slots)) == list(range(14))
+    answered = [
+        json.loads(value)["answered"]
+        for _, key, value in contents("s")["metrics"]
+        if key.endswith("metrics") and "error" not in value
+    ]
+    assert {10, 40} <= set(answered) <= {0, 10, 40}  # some were stopped after five of each task
     report = contents("s")["attributes"]["evomerge:report"]
     assert len(report["finalists"]) > 2
 
@@ -87,14 +99,55 @@ def test_death_at_every_single_commit(
         assert contents("s") == expected, name
 
 
+class Enqueuing(Silent):
+    """Puts the best recipe so far into the study's own queue after the ninth trial."""
+
+    def __init__(self, name: str, url: str) -> None:
+        super().__init__()
+        self.name, self.url = name, url
+
+    def trial(self, done: int, total: int, best: float | None, seconds: float | None) -> None:
+        if done >= 9 and Store.open(self.name, self.url).get("queue:0") is None:
+            path = Path("queued.yaml")
+            path.write_text(exported(self.name, self.url, None))
+            enqueue_file(self.name, self.url, path)
+
+
+def go_on_enqueuing(study: Path, name: str, url: str) -> None:
+    """Start or resume a study, into whose last stage a recipe of the queue comes."""
+    options: dict[str, Any] = {"url": url, "watcher": Enqueuing(name, url), "trials": None}
+    if name in studies(url):
+        loop.resume(name, **options)
+    else:
+        loop.search(study, name, seed=None, **options)
+    (taken,) = [one.slot for one in Store.open(name, url).trials() if one.queued is not None]
+    assert taken == 9  # the last stage begins with the eighth
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "step"), [(name, 3 if name == "cma_es" else 23) for name in NAMES]
+    ("optimizer", "make", "go", "step"),
+    [
+        *((name, mapping, go_on, 3 if name == "cma_es" else 23) for name in NAMES),
+        *((name, staged, go_on, 23) for name in STAGED),
+        ("cma_es", staged, go_on_enqueuing, 23),
+    ],
 )
 def test_death_at_commits_to_a_server(
-    optimizer: str, step: int, fake: Path, tmp_path: Path, server: str, commits: Any
+    optimizer: str,
+    make: Callable[[str], dict[str, Any]],
+    go: Callable[[Path, str, str], None],
+    step: int,
+    fake: Path,
+    tmp_path: Path,
+    server: str,
+    commits: Any,
 ) -> None:
-    """A sample: before or after every third commit for CMA-ES, every twenty-third for others."""
-    write_study(tmp_path, mapping(optimizer))
+    """A sample: before or after every third commit for CMA-ES, every twenty-third for others.
+
+    With EVOMERGE_EVERY_COMMIT=1 it is before and after every one, which takes a quarter of an hour.
+    """
+    write_study(tmp_path, make(optimizer))
+    step = int(os.environ.get("EVOMERGE_EVERY_COMMIT", step))
     moments = 0
     death: int | None = None
 
@@ -104,16 +157,16 @@ def test_death_at_commits_to_a_server(
         if moments == death:
             raise Death
 
-    go_on(fake, f"{optimizer}-first", server)  # which may make the tables, in commits of their own
+    go(fake, "first", server)  # which may make the tables, in commits of their own
     commits(die)
-    go_on(fake, f"{optimizer}-whole", server)
-    expected, last = contents(f"{optimizer}-whole", server), moments
+    go(fake, "whole", server)
+    expected, last = contents("whole", server), moments
     assert last >= 2 * (len(expected["trials"]) * 2 + 10)
     for at in range(1, last + 1, step):
         moments, death = 0, at
-        name = f"{optimizer}-{at}"
+        name = f"died-{at}"
         with pytest.raises(Death):
-            go_on(fake, name, server)
+            go(fake, name, server)
         death = None
-        go_on(fake, name, server)
+        go(fake, name, server)
         assert contents(name, server) == expected, at

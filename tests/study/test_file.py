@@ -99,13 +99,14 @@ def test_a_study_is_checked_against_its_models_and_data(folder: Path, tmp_path: 
         check_study(parse(other, folder))
     text = refusal(put(data, ("tasks", "perplexity"), "data", "none.jsonl"), folder)
     assert text == (
-        "expected a JSONL file, got 'none.jsonl' at tasks.perplexity.data in study.yaml; "
+        "expected a JSONL, JSON, CSV, TSV or Parquet file, got 'none.jsonl' at "
+        "tasks.perplexity.data in study.yaml; "
         f"there is no file '{folder / 'none.jsonl'}'"
     )
     text = refusal(put(data, ("splits",), "search", 7), folder)
     assert text.startswith("expected at least 16 different items (7 search + 4 select + 5 heldout)")
     text = refusal(put(data, ("tasks", "generation"), "answer", "{b}"), folder)
-    assert "at tasks.generation.answer in study.yaml (row 1 of the data); its fields: q, a" in text
+    assert "at tasks.generation.answer in study.yaml (line 1 of items.jsonl); its fields" in text
 
 
 def test_an_optimizer_that_cannot_search_the_space(folder: Path) -> None:

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from evomerge import optimizers, plugins, proxy_tasks
 from evomerge.errors import InputError, Place
+from evomerge.racing import Racing
 from evomerge.study import file
 from tests.study.small_study import (
     KINDS,
@@ -46,6 +47,9 @@ def fields() -> Iterator[tuple[str, FieldInfo, dict[str, Any], tuple[str, ...]]]
             if one[0] != "kind":
                 yield one
     yield from of(proxy_tasks.Dataset, study(), "tasks", "table", "data")
+    shots = put(study(), ("tasks", "generation"), "shots", {"count": 1})
+    yield from of(proxy_tasks.Shots, shots, "tasks", "generation", "shots")
+    yield from of(Racing, put(study(), ("search",), "racing", {}), "search", "racing")
     for name in OPTIMIZERS:
         yield from of(optimizers.get(name, ANYWHERE).Settings, study(name), "search")
 
@@ -98,7 +102,9 @@ def is_of(value: Any, kind: Any) -> bool:
         return type(value) in (int, float) and not isnan(value)
     if origin is list:
         return isinstance(value, list) and all(isinstance(one, str) for one in value)
-    if origin is dict:
+    if origin is Racing and value is True:
+        return True
+    if origin in (dict, Racing):
         return isinstance(value, dict) and value == {}
     return type(value) is origin
 

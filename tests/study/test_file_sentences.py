@@ -39,7 +39,7 @@ SENTENCES: list[tuple[str, Any, str]] = [
         "search.zebra",
         1,
         "unknown key 'zebra' at search in study.yaml; known: give_up, min_gain, objectives, "
-        "optimizer, patience, seed, stages, start, trials",
+        "optimizer, patience, racing, seed, stages, start, trials",
     ),
     (
         "search.objectives",
@@ -119,14 +119,15 @@ SENTENCES: list[tuple[str, Any, str]] = [
     (
         "tasks.generation",
         {"data": "x"},
-        "expected the key kind (one of generation, multiple_choice, perplexity), got none at "
-        "tasks.generation in study.yaml",
+        "expected the key kind (one of classification, generation, lm_eval, multiple_choice, "
+        "perplexity, python), got none at tasks.generation in study.yaml",
     ),
     (
         "tasks.generation.data",
         3,
-        "expected a text or a mapping with dataset, name, split, revision (a JSONL file, or "
-        "{dataset, name, split, revision}), got 3 at tasks.generation.data in study.yaml",
+        "expected a text or a mapping with dataset, name, split, revision, contaminates (a JSONL, "
+        "JSON, CSV, TSV or Parquet file, or {dataset, name, split, revision}), got 3 at "
+        "tasks.generation.data in study.yaml",
     ),
     (
         "tasks.generation.data",
@@ -149,14 +150,15 @@ SENTENCES: list[tuple[str, Any, str]] = [
         "tasks.generation.stop",
         "\n",
         "expected a list of texts (texts that end the answer, besides the end-of-text token; "
-        "the first ends targets), got '\\n' at tasks.generation.stop in study.yaml",
+        "the first ends targets (default: with few-shot examples, not in a chat, the delimiter)), "
+        "got '\\n' at tasks.generation.stop in study.yaml",
     ),
     (
         "tasks.generation.stop",
         ["x", ""],
         "expected a text that is not empty (texts that end the answer, besides the "
-        "end-of-text token; the first ends targets), got '' at tasks.generation.stop[1] in "
-        "study.yaml",
+        "end-of-text token; the first ends targets (default: with few-shot examples, not in a "
+        "chat, the delimiter)), got '' at tasks.generation.stop[1] in study.yaml",
     ),
     (
         "tasks.generation.extract",
@@ -167,8 +169,9 @@ SENTENCES: list[tuple[str, Any, str]] = [
     (
         "tasks.generation.max_new_tokens",
         0,
-        "expected a whole number from 1 to 1000000 (most tokens to generate (default: the "
-        "longest target's and a few)), got 0 at tasks.generation.max_new_tokens in study.yaml",
+        "expected a whole number from 1 to 1000000 (most tokens to generate (default: those of "
+        "the longest target or answer and a few)), got 0 at tasks.generation.max_new_tokens in "
+        "study.yaml",
     ),
     (
         "tasks.generation.temperature",
@@ -197,8 +200,8 @@ SENTENCES: list[tuple[str, Any, str]] = [
     (
         "tasks.multiple_choice.normalize",
         "token",
-        "expected one of tokens, characters, none (divide an option's log-likelihood by its "
-        "length in these), got 'token' at tasks.multiple_choice.normalize in study.yaml; did "
+        "expected one of tokens, characters, bytes, none (divide an option's log-likelihood by "
+        "its length in these), got 'token' at tasks.multiple_choice.normalize in study.yaml; did "
         "you mean 'tokens'?",
     ),
     (

@@ -75,6 +75,19 @@ def test_candidates_are_the_best_the_recommended_the_front_and_an_average() -> N
     assert found[-1].values == {"x": pytest.approx(mean), "y": pytest.approx(0.5), "n": 4, "c": "a"}
 
 
+def test_the_best_of_the_starting_slots_is_a_candidate() -> None:
+    """So that the winner is not below a baseline that the space contains, on the select split."""
+    trials = [trial(0, None), *(trial(number, float(number)) for number in range(1, 12))]
+
+    def beside_the_best(recommended: int | None, starting: list[int]) -> list[int | None]:
+        return [one.trial for one in candidates(trials, (), recommended, [], starting)][5:]
+
+    assert beside_the_best(None, [0, 1, 2, 3]) == [3]
+    assert beside_the_best(3, [0, 1, 2, 3]) == [3]
+    assert beside_the_best(2, [0, 1]) == [2, 1]
+    assert beside_the_best(None, [0]) == beside_the_best(None, [11]) == []
+
+
 def test_no_average_of_one_or_where_it_is_a_trial() -> None:
     alone = [trial(0, 1.0, POINTS[0]), trial(1, None, POINTS[1])]
     assert [one.trial for one in candidates(alone, HOLES, None, [])] == [0]

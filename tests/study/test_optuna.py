@@ -1,4 +1,4 @@
-"""A study is an Optuna study: its tables and figures are what Optuna's own tools ask for."""
+"""A study is an Optuna study: its tables are what Optuna's own tools ask for."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from tests.study.fake_study import go_on, mapping, write_study
 
 STORAGE = "sqlite:///runs/s/study.db"
 HOLES = {"one.weight", "two.weight", "density"}
-FIGURES = ("optimization_history", "slice", "parallel_coordinate", "contour", "edf", "timeline")
 
 
 @pytest.fixture(params=["cma_es", "cma_mixed"])
@@ -56,18 +55,3 @@ def test_optuna_can_go_on_with_a_copy(loaded: optuna.Study) -> None:
     copy.add_trials(loaded.trials)
     trial = copy.ask(loaded.best_trial.distributions)
     assert set(trial.params) == HOLES
-
-
-@pytest.mark.parametrize("library", ["plotly", "matplotlib"])
-def test_figures(library: str, fake: Path) -> None:
-    pytest.importorskip(library, reason=f"{library} is not installed")
-    module: Any = optuna.visualization
-    if library == "matplotlib":
-        import matplotlib as mpl
-
-        mpl.use("agg")
-        module = optuna.visualization.matplotlib
-    go_on(fake, "s")
-    loaded = optuna.load_study(study_name="s", storage=STORAGE)
-    for name in FIGURES:
-        assert getattr(module, f"plot_{name}")(loaded) is not None, name

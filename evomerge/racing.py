@@ -1,0 +1,286 @@
+"""Early stopping of candidates: items in rungs, what the others would score being estimated.
+
+A candidate is put a few items first, those that tell most of the mean, then twice as many, and so
+on, in the manner of successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943). After each
+rung its fitness on all items is estimated from candidates that have answered them all, by kriging;
+one that the estimate puts below the best of those stops, and the estimate is its score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from evomerge import pareto
+from evomerge.estimates import Indices, Kriging, Matrix, Vector, informative
+from evomerge.fitness import Fitness, TaskScores, mean_correct, mean_scores
+from evomerge.proxy_tasks import ItemScores
+
+_LAST_SHARE = 4  # the last rung before all items has at most one in so many of them
+_ROWS = 60  # of the candidates that have answered all items, the best so many count, ...
+_FEWEST = 8  # ... and with fewer, baselines among them, nobody stops
+_FIRST_CHOICE = 32  # slots after which the items are chosen again; from then on at each doubling
+
+Places = Mapping[str, Sequence[int]]  # of items in their split, by task
+
+
+class Racing(BaseModel):
+    """How candidates are stopped early."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    first: int = Field(default=24, ge=2, description="items of each task that every candidate is put")
+    sigmas: float = Field(
+        default=0.0,
+        ge=0,
+        description="standard errors by which a candidate's estimate may be below the best while "
+        "it goes on, but for the last rung",
+    )
+
+
+@dataclass(frozen=True)
+class Raced:
+    """What came of a candidate; of one that was stopped early, estimates.
+
+    `scores` has not-a-numbers for the items that it was not put; `means` and `accuracies` are of
+    all items, by task. `answered` is how many items it was put, none where its weights had been
+    scored before.
+    """
+
+    scores: TaskScores
+    means: Mapping[str, float]
+    accuracies: Mapping[str, float]
+    answered: int
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A candidate that has answered all items: its scores end to end, its objectives."""
+
+    slot: int
+    weights: str
+    score: Vector
+    correct: Vector
+    objectives: tuple[float, ...]
+
+
+class Racer:
+    """Races the candidates of a study, each against what the slots below its horizon have shown.
+
+    `sizes` are the items of each task, `known` the scores of the baselines on all of them, each
+    with a key of its weights: weights that are known are not scored again. What a race does depends
+    on these, the seed and the rows noted below its horizon alone.
+    """
+
+    def __init__(
+        self,
+        settings: Racing | None,
+        sizes: Mapping[str, int],
+        fitness: Fitness,
+        known: Sequence[tuple[str, TaskScores]],
+        several: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self._settings = settings
+        self._sizes = sizes
+        self._fitness = fitness
+        self._several = several
+        self._seed = seed
+        self._known = [self._row(-1, *one) for one in known]
+        self._rows: list[_Row] = []
+        self._race: tuple[int, _Race | None] | None = None
+
+    def note(self, slot: int, weights: str, scores: TaskScores) -> None:
+        """Remember the scores of a slot; those of a candidate that was stopped are of no use."""
+        if all(np.isfinite(items.score).all() for items in scores.values()):
+            self._rows.append(self._row(slot, weights, scores))
+
+    def run(
+        self, horizon: int, weights: str, merge: Callable[[], Callable[[Places | None], TaskScores]]
+    ) -> Raced:
+        """Put items to a candidate until it is stopped or there are no more.
+
+        `merge` makes the candidate, and returns what puts it the items at some places, or all of
+        them (None). Both may raise CandidateError.
+        """
+        for row in (*self._known, *self._rows):
+            if row.weights == weights and row.slot < horizon:
+                return self._whole(self._scores(row), 0)
+        if self._race is None or self._race[0] != horizon:
+            self._race = horizon, self._prepared(horizon)
+        race = self._race[1]
+        count = sum(self._sizes.values())
+        score = merge()
+        if race is None:
+            return self._whole(score(None), count)
+        found = {
+            task: ItemScores(np.full(size, np.nan), np.full(size, np.nan))
+            for task, size in self._sizes.items()
+        }
+        before = 0
+        for rung in race.rungs:
+            places = {task: order[before:rung] for task, order in race.order.items()}
+            for task, items in score(places).items():
+                found[task].score[places[task]] = items.score
+                found[task].correct[places[task]] = items.correct
+            before = rung
+            if rung == race.rungs[-1]:
+                break
+            estimate = race.estimate(rung, self._row(-1, weights, found))
+            if race.hopeless(rung, estimate):
+                means, accuracies = (dict(zip(self._sizes, one, strict=True))
+                                     for one in (estimate.means, estimate.accuracies))  # fmt: skip
+                return Raced(found, means, accuracies, rung * len(self._sizes), stopped=True)
+        return self._whole(found, count)
+
+    @staticmethod
+    def _whole(scores: TaskScores, answered: int) -> Raced:
+        return Raced(scores, mean_scores(scores), mean_correct(scores), answered, stopped=False)
+
+    def _row(self, slot: int, weights: str, scores: TaskScores) -> _Row:
+        score, correct = (
+            np.concatenate([getattr(scores[task], name) for task in self._sizes])
+            for name in ("score", "correct")
+        )
+        return _Row(slot, weights, score, correct, self._objectives(mean_scores(scores)))
+
+    def _scores(self, row: _Row) -> TaskScores:
+        ends = np.cumsum(list(self._sizes.values()))[:-1]
+        parts = zip(np.split(row.score, ends), np.split(row.correct, ends), strict=True)
+        return {task: ItemScores(*part) for task, part in zip(self._sizes, parts, strict=True)}
+
+    def _objectives(self, means: Mapping[str, float]) -> tuple[float, ...]:
+        if not all(np.isfinite(one) for one in means.values()):
+            return ()
+        if self._several:
+            return self._fitness.normalized(means)
+        return (self._fitness.of(means),)
+
+    def _prepared(self, horizon: int) -> _Race | None:
+        """Return what candidates of a horizon run against; None where they answer all items."""
+        size = min(self._sizes.values())
+        if self._settings is None or len(set(self._sizes.values())) > 1:
+            return None
+        rungs = []
+        rung = self._settings.first
+        while rung * _LAST_SHARE <= size:
+            rungs.append(rung)
+            rung *= 2
+        rivals = [row for row in self._rows if row.slot < horizon]
+        if not rungs or not rivals or len(rivals) + len(self._known) < _FEWEST:
+            return None
+        chosen_at = _FIRST_CHOICE
+        while chosen_at * 2 <= horizon:
+            chosen_at *= 2
+        early = [row for row in rivals if row.slot < chosen_at]
+        table = np.array([row.score for row in self._trained(early)])
+        starts = dict(zip(self._sizes, range(0, table.shape[1], size), strict=True))
+        order = {
+            task: informative(table[:, start : start + size], self._seed).tolist()
+            for task, start in starts.items()
+        }
+        return _Race(
+            (*rungs, size),
+            order,
+            self._trained(rivals),
+            [row.objectives for row in rivals],
+            self._settings.sigmas,
+            lambda means: self._objectives(dict(zip(self._sizes, means.tolist(), strict=True))),
+        )
+
+    def _trained(self, rivals: Sequence[_Row]) -> list[_Row]:
+        """Return the rows that estimates are made from: the baselines and the best rivals."""
+        best = sorted(rivals, key=lambda row: (-sum(row.objectives), row.slot))[:_ROWS]
+        return [*self._known, *best]
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """Estimated means and accuracies of the tasks, objectives and their standard errors."""
+
+    means: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    objectives: Vector
+    errors: Vector
+
+
+class _Race:
+    """What candidates of one horizon are put, and what they are held against."""
+
+    def __init__(
+        self,
+        rungs: tuple[int, ...],
+        order: Mapping[str, list[int]],
+        rows: Sequence[_Row],
+        rivals: Sequence[tuple[float, ...]],
+        sigmas: float,
+        objectives: Callable[[Vector], tuple[float, ...]],
+    ) -> None:
+        self.rungs = rungs
+        self.order = order
+        self._size = rungs[-1]
+        self._score = np.array([row.score for row in rows])
+        self._correct = np.array([row.correct for row in rows])
+        points = pareto.as_points(rivals)
+        self._best = points[pareto.front(points)]
+        self._sigmas = sigmas
+        self._objectives = objectives
+        self._models: dict[int, _Model] = {}
+
+    def estimate(self, rung: int, row: _Row) -> _Estimate:
+        """Estimate what a candidate that has answered the items of a rung would score on all."""
+        if rung not in self._models:
+            seen = np.array([order[:rung] for order in self.order.values()])
+            self._models[rung] = _Model(self._score, self._correct, seen, self._size)
+        model = self._models[rung]
+        means, accuracies = model.estimate(row)
+        off = [
+            np.subtract(self._objectives(one), self._objectives(actual))
+            for one, actual in zip(model.left_out, model.means, strict=True)
+        ]
+        errors = np.sqrt(np.mean(np.square(off), axis=0))
+        objectives = np.array(self._objectives(means))
+        return _Estimate(tuple(means.tolist()), tuple(accuracies.tolist()), objectives, errors)
+
+    def hopeless(self, rung: int, found: _Estimate) -> bool:
+        """Return whether some rival is better in every objective, by enough."""
+        last = rung == self.rungs[-2]
+        reach = found.objectives + (0.0 if last else self._sigmas) * found.errors
+        return bool((self._best > reach).all(axis=1).any())
+
+
+class _Model:
+    """Estimates the tasks' means over all items from those that are seen, int64 [tasks, rung]."""
+
+    def __init__(self, score: Matrix, correct: Matrix, seen: Indices, size: int) -> None:
+        tasks, rung = seen.shape
+        self._size = size
+        self._unseen = size - rung
+        self._seen = seen + size * np.arange(tasks)[:, None]
+        self._accuracy = self._trained(score, correct)
+        self._mean = self._trained(score, score)
+        self.means = score.reshape(len(score), tasks, size).mean(2)
+        # By task and row: what leaving the row out would have made of its mean.
+        self.left_out = self.means - self._mean.left_out * (self._unseen / size)
+
+    def _trained(self, score: Matrix, values: Matrix) -> Kriging:
+        """Return a model of the unseen items' mean value less that of the seen ones."""
+        tasks = len(self._seen)
+        seen = values[:, self._seen].sum(2)
+        whole = values.reshape(len(values), tasks, self._size).sum(2)
+        targets = (whole - seen) / self._unseen - seen / self._seen.shape[1]
+        return Kriging(score[:, self._seen.reshape(-1)], targets)
+
+    def estimate(self, row: _Row) -> tuple[Vector, Vector]:
+        """Return the estimated means of score and correctness of each task, in [0, 1]."""
+        new = row.score[self._seen.reshape(-1)][None]
+        found = []
+        for model, values in ((self._mean, row.score), (self._accuracy, row.correct)):
+            seen = values[self._seen].sum(1)
+            others = seen / self._seen.shape[1] + model.predict(new)[0]
+            found.append(np.clip((seen + self._unseen * others) / self._size, 0.0, 1.0))
+        return found[0], found[1]
