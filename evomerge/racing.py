@@ -32,7 +32,9 @@ class Racing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    first: int = Field(default=24, ge=2, description="items of each task that every candidate is put")
+    first: int = Field(
+        default=24, ge=2, description="items of each task that every candidate is put"
+    )
     sigmas: float = Field(
         default=0.0,
         ge=0,
@@ -92,12 +94,15 @@ class Racer:
         self._seed = seed
         self._known = [self._row(-1, *one) for one in known]
         self._rows: list[_Row] = []
+        self._by_weights = {row.weights: row for row in self._known}
         self._race: tuple[int, _Race | None] | None = None
+        self._order: tuple[int, dict[str, list[int]]] | None = None
 
     def note(self, slot: int, weights: str, scores: TaskScores) -> None:
         """Remember the scores of a slot; those of a candidate that was stopped are of no use."""
         if all(np.isfinite(items.score).all() for items in scores.values()):
             self._rows.append(self._row(slot, weights, scores))
+            self._by_weights.setdefault(weights, self._rows[-1])
 
     def run(
         self, horizon: int, weights: str, merge: Callable[[], Callable[[Places | None], TaskScores]]
@@ -107,9 +112,9 @@ class Racer:
         `merge` makes the candidate, and returns what puts it the items at some places, or all of
         them (None). Both may raise CandidateError.
         """
-        for row in (*self._known, *self._rows):
-            if row.weights == weights and row.slot < horizon:
-                return self._whole(self._scores(row), 0)
+        same = self._by_weights.get(weights)
+        if same is not None and same.slot < horizon:
+            return self._whole(self._scores(same), 0)
         if self._race is None or self._race[0] != horizon:
             self._race = horizon, self._prepared(horizon)
         race = self._race[1]
@@ -173,24 +178,30 @@ class Racer:
         rivals = [row for row in self._rows if row.slot < horizon]
         if not rungs or not rivals or len(rivals) + len(self._known) < _FEWEST:
             return None
-        chosen_at = _FIRST_CHOICE
-        while chosen_at * 2 <= horizon:
-            chosen_at *= 2
-        early = [row for row in rivals if row.slot < chosen_at]
-        table = np.array([row.score for row in self._trained(early)])
-        starts = dict(zip(self._sizes, range(0, table.shape[1], size), strict=True))
-        order = {
-            task: informative(table[:, start : start + size], self._seed).tolist()
-            for task, start in starts.items()
-        }
         return _Race(
             (*rungs, size),
-            order,
+            self._chosen(horizon, size),
             self._trained(rivals),
             [row.objectives for row in rivals],
             self._settings.sigmas,
             lambda means: self._objectives(dict(zip(self._sizes, means.tolist(), strict=True))),
         )
+
+    def _chosen(self, horizon: int, size: int) -> Mapping[str, list[int]]:
+        """Return the order of each task's items, as it was chosen last."""
+        at = min(horizon, _FIRST_CHOICE)
+        while at * 2 <= horizon:
+            at *= 2
+        if self._order is None or self._order[0] != at:
+            rows = self._trained([row for row in self._rows if row.slot < at])
+            table = np.array([row.score for row in rows])
+            starts = dict(zip(self._sizes, range(0, table.shape[1], size), strict=True))
+            found = {
+                task: informative(table[:, start : start + size], self._seed).tolist()
+                for task, start in starts.items()
+            }
+            self._order = at, found
+        return self._order[1]
 
     def _trained(self, rivals: Sequence[_Row]) -> list[_Row]:
         """Return the rows that estimates are made from: the baselines and the best rivals."""

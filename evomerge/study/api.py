@@ -93,8 +93,8 @@ class Study:
     def trials(self) -> pd.DataFrame:
         """All trials as a table by their numbers.
 
-        Its columns are state, fitness, seconds, the items answered, a `score` and an `accuracy` of each task, and each
-        hole of the search space by its name.
+        Its columns are state, fitness, seconds, the items answered, a `score` and an `accuracy` of
+        each task, and each hole of the search space by its name.
         """
         import pandas as pd
 

@@ -20,7 +20,8 @@ class TrialResult:
     """A trial: what was tried, and what came of it.
 
     `tasks` has the score and the accuracy of each task, estimates where it was stopped early, and
-    nothing where it has failed or is running still. `queued` is its number in the queue, if it came from there.
+    nothing where it has failed or is running still. `queued` is its number in the queue, if it came
+    from there.
     """
 
     number: int

@@ -296,14 +296,5 @@ def summarize(connection: Connection, study: int) -> Summary:
     )
 
 
-def history(connection: Connection, study: int) -> list[tuple[int, float | None]]:
-    """Return (number, fitness) of all trials of a study that have a slot, in their order."""
-    query = _slots(TRIALS.c.number, VALUES.c.value).outerjoin(
-        VALUES, VALUES.c.trial_id == TRIALS.c.trial_id
-    )
-    found = connection.execute(query.where(TRIALS.c.study_id == study).order_by(TRIALS.c.number))
-    return [(number, value) for number, value in found]
-
-
 def _now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)  # as Optuna writes it

@@ -168,10 +168,6 @@ class Store:
         """Return how far the study is, without reading its trials one by one."""
         return self._database.read(lambda one: rows.summarize(one, self._study))
 
-    def history(self) -> list[tuple[int, float | None]]:
-        """Return the number and the fitness of every trial."""
-        return self._database.read(lambda one: rows.history(one, self._study))
-
     def beside(self, action: Callable[[Any, int], T]) -> T:
         """Do something to this study in one transaction that needs no writer's lock."""
         return self._database.write(lambda one: action(one, self._study))

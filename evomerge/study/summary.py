@@ -8,7 +8,7 @@ from evomerge.errors import StudyError
 from evomerge.study.database import command, shown
 from evomerge.study.store import Store, studies
 
-__all__ = ["none_yet", "status", "status_line", "stored_report", "studies", "trial_history"]
+__all__ = ["none_yet", "status", "status_line", "stored_report", "studies"]
 
 
 def status(name: str, url: str | None) -> dict[str, Any]:
@@ -65,8 +65,3 @@ def stored_report(name: str, url: str | None) -> dict[str, Any]:
         )
     report: dict[str, Any] = found
     return report
-
-
-def trial_history(name: str, url: str | None) -> list[tuple[int, float | None]]:
-    """Return (number, fitness) of all trials."""
-    return Store.open(name, url).history()

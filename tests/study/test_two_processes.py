@@ -97,6 +97,7 @@ def test_a_dashboard_disturbs_nothing(fake: Path, url: str, processes: Any) -> N
 
 def test_looking_writes_nothing(fake: Path, tmp_path: Path) -> None:
     from evomerge.study import summary
+    from evomerge.study.background import background
     from evomerge.study.export import exported
 
     go_on(fake, "s")
@@ -106,7 +107,7 @@ def test_looking_writes_nothing(fake: Path, tmp_path: Path) -> None:
         lambda: summary.status("s", None),
         lambda: summary.stored_report("s", None),
         lambda: exported("s", None, 3),
-        lambda: summary.trial_history("s", None),
+        lambda: background("s", None),
     ):
         action()
     assert file.read_bytes() == before
