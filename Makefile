@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint types benchmark clean
+.PHONY: quickstart test lint types docs benchmark clean
 
 quickstart: .venv/.installed
 	@test -e runs/zoo/study.yaml || $(BIN)/evomerge zoo runs/zoo
@@ -21,6 +21,11 @@ lint: .venv/.installed-dev
 
 types: .venv/.installed-dev
 	$(BIN)/mypy
+
+docs: .venv/.installed-dev
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . build/docs
+	@echo "the site begins at build/docs/docs/index.html"
 
 benchmark: .venv/.installed-dev
 	$(BIN)/python benchmarks/quickstart.py

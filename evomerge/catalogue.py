@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+
+from pydantic import BaseModel
 
 from evomerge import merge_methods, optimizers, plugins, proxy_tasks
 from evomerge.errors import InputError, Place
 from evomerge.files import read_text
 from evomerge.space_reader import space_folder, space_names
+from evomerge.study.reference import lines
 
 
 def catalogue() -> Iterator[str]:
@@ -27,7 +29,7 @@ def catalogue() -> Iterator[str]:
     for name in plugins.names(optimizers):
         module = optimizers.get(name, place)
         yield f"  {name:<18} {plugins.summary(module)}"
-        yield from _fields(module.Settings, ())
+        yield from _fields(module.Settings)
     yield "proxy tasks"
     for name in plugins.names(proxy_tasks):
         module = proxy_tasks.get(name, place)
@@ -35,13 +37,16 @@ def catalogue() -> Iterator[str]:
         yield from _fields(module.Settings, ("kind",))
     yield "search spaces"
     for name in space_names():
-        text = read_text(space_folder() / f"{name}.yaml", InputError)
-        comment = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
-        yield f"  {name:<18} {' '.join(comment)}"
+        yield f"  {name:<18} {space_comment(name)}"
 
 
-def _fields(settings: Any, left_out: tuple[str, ...]) -> Iterator[str]:
-    for name, field in settings.model_fields.items():
-        if name not in left_out:
-            default = "required" if field.is_required() else f"default {field.default!r}"
-            yield f"      {name:<14} {field.description} ({default})"
+def space_comment(name: str) -> str:
+    """Return what the comment at the top of a ready-made search space says."""
+    text = read_text(space_folder() / f"{name}.yaml", InputError)
+    return " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
+
+
+def _fields(settings: type[BaseModel], left_out: tuple[str, ...] = ()) -> Iterator[str]:
+    for one in lines(settings, left_out):
+        default = "required" if one.default is None else f"default {one.default}"
+        yield f"      {one.name:<14} {one.meaning} ({one.kind}; {default})"
