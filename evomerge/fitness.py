@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -64,11 +64,15 @@ def best_of(experts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Interval:
-    """A normalized accuracy with its 95 % confidence interval."""
+    """A normalized accuracy, or a difference of two, with its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
+
+    def to_mapping(self) -> dict[str, float]:
+        """Return it as a report has it."""
+        return asdict(self)
 
 
 def normalized_accuracy(scores: TaskScores, experts: Sequence[TaskScores]) -> Interval:
@@ -78,20 +82,61 @@ def normalized_accuracy(scores: TaskScores, experts: Sequence[TaskScores]) -> In
     same items for the candidate and for the best expert of the task. It is 0 wide for that expert
     alone.
     """
-    generator = np.random.default_rng(0)
-    value = 0.0
-    resampled = np.zeros(_RESAMPLES)
-    for task, items in scores.items():
+    values, resampled = _resampled([scores], experts, seed=0)
+    return _interval(values[0], resampled[0])
+
+
+def gain(scores: TaskScores, other: TaskScores, experts: Sequence[TaskScores]) -> Interval:
+    """Return how much higher the normalized accuracy of `scores` is than the other's.
+
+    The interval is paired as that of `normalized_accuracy`: a resample draws the same items for
+    both candidates and the best expert.
+    """
+    values, resampled = _resampled([scores, other], experts, seed=0)
+    return _interval(values[0] - values[1], resampled[0] - resampled[1])
+
+
+def optimism(
+    scores: TaskScores,
+    experts: Sequence[TaskScores],
+    fresh: TaskScores,
+    fresh_experts: Sequence[TaskScores],
+) -> Interval:
+    """Return how much higher a normalized accuracy is than the same candidate's on fresh items.
+
+    Above 0 it is what choosing by the first items has flattered the candidate by. The two sets of
+    items are resampled apart.
+    """
+    seen, first = _resampled([scores], experts, seed=0)
+    true, second = _resampled([fresh], fresh_experts, seed=1)
+    return _interval(seen[0] - true[0], first[0] - second[0])
+
+
+def _resampled(
+    rows: Sequence[TaskScores], experts: Sequence[TaskScores], seed: int
+) -> tuple[Vector, Vector]:
+    """Return the normalized accuracies of k rows, [k], and of resamples of items, [k, resamples].
+
+    A resample draws the same items for all rows and for the best expert of the task.
+    """
+    generator = np.random.default_rng(seed)
+    values, resampled = np.zeros(len(rows)), np.zeros((len(rows), _RESAMPLES))
+    for task in rows[0]:
         best = max((expert[task].correct for expert in experts), key=np.mean)
-        # Items on which both are alike are interchangeable: draw how many come of each kind.
-        kinds, counts = np.unique([items.correct, best], axis=1, return_counts=True)
+        # Items on which all are alike are interchangeable: draw how many come of each kind.
+        columns = [row[task].correct for row in rows]
+        kinds, counts = np.unique([*columns, best], axis=1, return_counts=True)
         size = len(best)
-        above, below = kinds @ generator.multinomial(size, counts / size, size=_RESAMPLES).T
+        sums = kinds @ generator.multinomial(size, counts / size, size=_RESAMPLES).T
         if best.any():
-            value += items.correct.sum() / best.sum()
-            resampled += above / np.where(below > 0, below, 1)  # a resample may miss every success
+            values += [column.sum() / best.sum() for column in columns]
+            resampled += sums[:-1] / np.where(sums[-1] > 0, sums[-1], 1)  # may miss every success
         else:  # nothing to normalize by, as in best_of
-            value += items.correct.mean()
-            resampled += above / size
-    low, high = np.percentile(resampled / len(scores), [2.5, 97.5])
-    return Interval(float(value) / len(scores), float(low), float(high))
+            values += [column.mean() for column in columns]
+            resampled += sums[:-1] / size
+    return values / len(rows[0]), resampled / len(rows[0])
+
+
+def _interval(value: float, resampled: Vector) -> Interval:
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Interval(float(value), float(low), float(high))

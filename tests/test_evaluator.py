@@ -10,7 +10,7 @@ import pytest
 from evomerge.errors import DataError, Place
 from evomerge.evaluator import SPLITS, Evaluator, Split, TaskItems, draw_items
 from evomerge.models import load_tokenizer
-from evomerge.proxy_tasks import generation
+from evomerge.proxy_tasks import generation, multiple_choice
 from evomerge.study.file import check_study, load_study_file
 from tests.architectures import live
 
@@ -69,6 +69,70 @@ def test_rows_that_render_alike_count_once() -> None:
     assert task.examples == drawn(ROWS[:90]).examples
     with pytest.raises(DataError, match="at least 90 different items"):
         drawn([{**row, "note": copy} for row in ROWS[:89] for copy in range(3)])
+
+
+def test_rows_that_ask_the_same_are_one_item_and_noted() -> None:
+    """In other letters or spaces, or with another answer, they must not stand in two splits."""
+    again = [{"q": f"  {number} +  1 =", "a": 0} for number in range(30)]
+    task = drawn([*ROWS[:90], *again])
+    assert task.examples == drawn(ROWS[:90]).examples
+    assert task.notes == (
+        "30 rows of sums ask what another asks, with another answer or spelt otherwise "
+        "(row 91 of the data as row 1 of the data); of each question the first row counts",
+    )
+    assert drawn(ROWS[:90]).notes == ()
+
+
+def test_no_task_asks_what_another_has_in_another_split() -> None:
+    taken: dict[str, Split] = {}
+    found = [
+        draw_items(name, generation, SETTINGS, rows, SIZES, 0, PLACE, None, taken)
+        for name, rows in (("sums", ROWS[:100]), ("more", ROWS[20:]), ("all", ROWS))
+    ]
+    where: dict[str, set[Split]] = {}
+    for task in found:
+        assert [len(task.splits[split]) for split in SPLITS] == [20, 30, 40]
+        assert len(set(task.examples)) == 90
+        for split in SPLITS:
+            for prompt in of(task, split):
+                where.setdefault(prompt, set()).add(split)
+    assert {len(splits) for splits in where.values()} == {1}
+    assert set(of(found[1], "search")) != set(of(found[0], "search"))
+    assert found[0].examples == drawn(ROWS[:100]).examples  # the first task has the choice
+
+
+def test_the_same_question_is_known_with_options_and_without() -> None:
+    rows = [{**row, "o": ["yes", "no"], "right": 0} for row in ROWS[:90]]
+    settings = multiple_choice.Settings(
+        kind="multiple_choice", data="x", prompt="{q}", options="{o}", answer="{right}"
+    )
+    taken: dict[str, Split] = {}
+    first = draw_items("sums", generation, SETTINGS, rows, SIZES, 0, PLACE, None, taken)
+    second = draw_items("choice", multiple_choice, settings, rows, SIZES, 0, PLACE, None, taken)
+    for split in SPLITS:
+        assert set(of(first, split)) == set(of(second, split))
+
+
+def test_a_question_that_all_items_ask_is_told_from_others_by_its_options() -> None:
+    rows = [{"q": "Which is true?", "o": [f"{one}", "no"], "a": 0} for one in range(90)]
+    settings = multiple_choice.Settings(
+        kind="multiple_choice", data="x", prompt="{q}", options="{o}", answer="{a}"
+    )
+    task = draw_items("choice", multiple_choice, settings, rows, SIZES, 0, PLACE)
+    assert len({example.options for example in task.examples}) == 90
+
+
+def test_too_few_items_beside_another_task_s() -> None:
+    taken: dict[str, Split] = {}
+    draw_items("sums", generation, SETTINGS, ROWS[:90], SIZES, 0, PLACE, None, taken)
+    sizes: dict[Split, int] = {"search": 40, "select": 30, "heldout": 20}
+    with pytest.raises(DataError) as caught:
+        draw_items("more", generation, SETTINGS, ROWS[:90], sizes, 0, PLACE, None, taken)
+    assert str(caught.value) == (
+        "expected at least 90 different items (40 search + 30 select + 20 heldout), got 90, too "
+        "many of which another task asks in another split at tasks.sums.data in study.yaml; give "
+        "more data or ask for smaller splits"
+    )
 
 
 def test_too_few_items() -> None:

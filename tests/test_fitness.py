@@ -9,9 +9,11 @@ from evomerge.errors import CandidateError
 from evomerge.fitness import (
     Fitness,
     best_of,
+    gain,
     mean_correct,
     mean_scores,
     normalized_accuracy,
+    optimism,
 )
 from evomerge.proxy_tasks import ItemScores
 
@@ -153,3 +155,42 @@ def test_about_95_of_100_intervals_hold_the_truth(size: int) -> None:
         inside += found.low <= truth <= found.high
     # binomial(400, 0.95): sd 1.1 points; the percentile bootstrap falls a little short
     assert 0.91 <= inside / 400 <= 0.985
+
+
+def test_a_gain_is_paired_with_the_other_and_with_the_expert() -> None:
+    """Against a plain bootstrap that draws the same items for all three."""
+    generator = np.random.default_rng(4)
+    its = generator.random(200) < 0.8
+    other = np.where(generator.random(200) < 0.2, generator.random(200) < 0.4, its)
+    mine = np.where(generator.random(200) < 0.1, generator.random(200) < 0.9, other)
+    found = gain({"a": items(mine)}, {"a": items(other)}, [{"a": items(its)}])
+    assert found.value == pytest.approx((mine.sum() - other.sum()) / its.sum())
+    chosen = generator.integers(0, 200, size=(20_000, 200))
+    differences = (mine[chosen].sum(1) - other[chosen].sum(1)) / its[chosen].sum(1)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    assert found.low == pytest.approx(low, abs=0.08 * (high - low))
+    assert found.high == pytest.approx(high, abs=0.08 * (high - low))
+    alone = [normalized_accuracy({"a": items(one)}, [{"a": items(its)}]) for one in (mine, other)]
+    assert high - low < 0.8 * np.hypot(*(one.high - one.low for one in alone))
+
+
+def test_a_candidate_gains_nothing_on_itself() -> None:
+    scores = {"a": items([1, 0, 1, 1]), "b": items([0, 1, 1, 0])}
+    found = gain(scores, scores, [scores])
+    assert found.to_mapping() == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_optimism_is_a_difference_of_unlike_items() -> None:
+    generator = np.random.default_rng(5)
+    its, fresh_its = generator.random(100) < 0.8, generator.random(400) < 0.8
+    mine, fresh = generator.random(100) < 0.7, generator.random(400) < 0.6
+    scores, experts = {"a": items(mine)}, [{"a": items(its)}]
+    others, other_experts = {"a": items(fresh)}, [{"a": items(fresh_its)}]
+    found = optimism(scores, experts, others, other_experts)
+    seen, true = normalized_accuracy(scores, experts), normalized_accuracy(others, other_experts)
+    assert found.value == pytest.approx(seen.value - true.value)
+    width = np.hypot(seen.high - seen.low, true.high - true.low)  # of two that are independent
+    assert found.high - found.low == pytest.approx(width, rel=0.1)
+    same = optimism(others, other_experts, others, other_experts)
+    assert same.value == 0
+    assert same.low < -0.02 < 0.02 < same.high

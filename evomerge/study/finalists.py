@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +41,17 @@ def candidates(
     holes: Sequence[Hole],
     recommended: int | None,
     front: Sequence[TrialRecord],
+    starting: Collection[int] = (),
 ) -> list[Candidate]:
     """Return what is scored again, each trial once, the best of the search split first.
 
     The trial that the optimizer recommends is one: noise misleads it less than the best of many.
+    The best of the `starting` slots is one too: of the baselines that the space contains, the
+    winner is then never below that one on the select split.
     """
     best = best_trials(trials)
     others = [one for one in trials if one.slot == recommended]
+    others += best_trials([one for one in trials if one.slot in starting], 1)
     chosen = {one.number: one for one in [*best, *others, *front]}
     found = [Candidate(f"trial {one.number}", one.number, one.values) for one in chosen.values()]
     names = {hole.name for hole in holes}

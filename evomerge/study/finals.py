@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evomerge import pareto
 from evomerge.errors import CandidateError, InputError, StudyError
-from evomerge.evaluator import SPLITS
+from evomerge.evaluator import SPLITS, Split
 from evomerge.fitness import (
     Fitness,
     TaskScores,
@@ -20,6 +20,13 @@ from evomerge.fitness import (
 from evomerge.merger import Progress
 from evomerge.search_space import SearchSpace
 from evomerge.study.baselines import Baselines, Row, row_scores
+from evomerge.study.evidence import (
+    calibration_report,
+    fidelity_report,
+    gain_report,
+    optimism_of,
+)
+from evomerge.study.examples import examples
 from evomerge.study.finalists import (
     Candidate,
     Objectives,
@@ -38,39 +45,47 @@ def finish_study(
     space: SearchSpace | Course,
     prior: Baselines,
     recommended: int | None,
+    starting: Collection[int],
     several: bool,
     search: Mapping[str, Any],
     progress: Progress,
 ) -> dict[str, Any]:
     """Pick the winner and score it and the baselines on all splits; returns the report as data.
 
-    Of `several` objectives the report has the front too. Everything scored is in the database, so
-    what a killed process had done is not done again.
+    `recommended` and `starting` are slots: what the optimizer recommends, and the first ones. Of
+    `several` objectives the report has the front too. Everything scored is in the database, so what
+    a killed process had done is not done again.
     """
     experts = [row for row in prior.rows if "model" in row.what][1:]
     trials = store.trials()
     objectives = recorded_objectives(store, prior.fitness) if several else {}
     front = front_trials(trials, objectives)
-    finalists = _score(
-        store, scorer, space, candidates(trials, space.holes, recommended, front), experts, progress
-    )
+    found = candidates(trials, space.holes, recommended, front, starting)
+    finalists = _score(store, scorer, space, found, experts, progress)
     chosen = max(finalists, key=lambda one: (one.select, one.margin)).to_mapping()
     recipe = space.decode(chosen["values"])
     winner = Row("winner", "winner", {"recipe": recipe.to_mapping()}, chosen["name"])
     rows = [winner, *prior.rows]
-    table: dict[str, dict[str, TaskScores]] = {row.name: {} for row in rows}
+    table: dict[str, dict[Split, TaskScores]] = {row.name: {} for row in rows}
     for index, row in enumerate(rows):
         progress(f"final scores: {row.name}", index, len(rows))
         for split in SPLITS:
             table[row.name][split] = row_scores(store, scorer, row, split)
     progress("final scores", len(rows), len(rows))
     scorer.merger.materialize(recipe)
+    names = [one.name for one in experts]
+    shown = [winner, *experts, *(row for row in prior.rows if row.kind == "reference")]
     report = {
-        "rows": [_report_row(row, table, [one.name for one in experts]) for row in rows],
+        "rows": [_report_row(row, table, names) for row in rows],
         "winner": {**chosen, "weights": scorer.merger.digest(), "recipe": recipe.to_mapping()},
         "finalists": [one.to_mapping() for one in finalists],
         "search": dict(search),
+        "gain": gain_report(table, prior, names),
+        "fidelity": fidelity_report(store, prior),
+        "calibration": calibration_report(table, shown),
     }
+    heldout = {one.name: table[one.name]["heldout"] for one in experts}
+    report["examples"] = examples(scorer.tasks, "heldout", table["winner"]["heldout"], heldout)
     if several:
         members = {one.number for one in front}
         report["front"] = _front(finalists, members, objectives, prior.fitness)
@@ -156,9 +171,10 @@ def _front(
 
 
 def _report_row(
-    row: Row, table: Mapping[str, Mapping[str, TaskScores]], experts: Sequence[str]
+    row: Row, table: Mapping[str, Mapping[Split, TaskScores]], experts: Sequence[str]
 ) -> dict[str, Any]:
     data: dict[str, Any] = {"name": row.name, "kind": row.kind, "detail": row.detail}
+    data["optimism"] = optimism_of(table, row.name, experts)
     for split in SPLITS:
         scores = table[row.name][split]
         interval = normalized_accuracy(scores, [table[name][split] for name in experts])

@@ -16,17 +16,29 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Family:
-    """A base trained on a mixture of tasks; each expert is trained on, on its own task alone."""
+    """A base trained on a mixture of tasks; each expert is trained on, on its own task.
+
+    `replay` is the share of an expert's training that is the other tasks', alike: the more of it,
+    the less the experts forget, and the nearer to each other are merges of them.
+    """
 
     shares: Mapping[str, float]  # of each task in the base's training
     base: Schedule
     expert: Schedule
     items: int = 4096  # a task, in the data files
+    replay: float = 0.0
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks' names, which are the experts' names too."""
         return tuple(self.shares)
+
+    def mixture(self, name: str) -> dict[str, float]:
+        """Return the shares of the tasks in the training of one expert."""
+        others = [other for other in self.tasks if other != name]
+        if not self.replay or not others:
+            return {name: 1.0}
+        return {name: 1 - self.replay} | dict.fromkeys(others, self.replay / len(others))
 
 
 # Chosen on the development part, so that merging is a problem worth searching: with no other task
@@ -51,7 +63,7 @@ def train_family(
         for name in family.tasks:
             expert = copy.deepcopy(base)
             report = partial(_report, progress, f"training {name}", family.expert.steps)
-            train(expert, {name: 1.0}, family.expert, stream(seed, name), report)
+            train(expert, family.mixture(name), family.expert, stream(seed, name), report)
             experts[name] = expert
     return base, experts
 

@@ -151,6 +151,12 @@ class FakeScorer:
         refs = self._checked.refs
         return {ref: self.weights.get(name, "as ever") for name, ref in refs.items()}
 
+    def fit_temperatures(self, experts: Any) -> dict[str, float]:
+        return {"sums": 0.25}
+
+    def set_temperatures(self, found: Any) -> None:
+        assert found == {"sums": 0.25}
+
     def materialize(self, recipe: Any) -> None:
         self._last = recipe.to_mapping()
 

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -256,3 +257,11 @@ class TestBuild:
         build_zoo(directory, family=TINY)
         assert (directory / "study.yaml").exists()
         assert [path.name for path in directory.parent.iterdir()] == ["zoo"]
+
+
+def test_replay_gives_an_expert_a_part_of_the_other_tasks() -> None:
+    assert FAMILY.mixture("sort") == {"sort": 1.0}
+    mixture = dataclasses.replace(FAMILY, replay=0.04).mixture("sort")
+    assert mixture == pytest.approx({"sort": 0.96, "reverse": 0.02, "caesar": 0.02})
+    alone = dataclasses.replace(FAMILY, shares={"sort": 1.0}, replay=0.04)
+    assert alone.mixture("sort") == {"sort": 1.0}

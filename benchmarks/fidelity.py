@@ -1,0 +1,295 @@
+"""How well scores of few items rank the candidates of real studies, and what is said of it.
+
+Two tiny families are trained, one whose experts forget the other tasks and one with 4 % replay,
+whose merges are nearer to each other. A study of each is run; then its baselines and a part of its
+trials are scored on items that it has not seen. The first of them are drawn from, by the rest the
+true ranking is known: by accuracy over the best expert's, mean of the tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from scipy.stats import spearmanr
+
+from evomerge.errors import Place, StudyFileError
+from evomerge.estimates import anchors, ridges, shares
+from evomerge.fidelity import fidelity
+from evomerge.merger import Merger
+from evomerge.models import LiveModel
+from evomerge.proxy_tasks import sigmoid_of_margin
+from evomerge.recipe import Recipe, parse_recipe
+from evomerge.study.file import check_study, load_study_file
+from evomerge.study.store import Store
+from evomerge.zoo import FAMILY, build_zoo
+
+FAMILIES = {"no replay": 0.0, "4 % replay": 0.04}
+SIZES = (16, 25, 32, 50, 100, 128, 250)  # items per task
+POOL = 512  # items that these are drawn from
+DRAWS = 20
+CALIBRATORS = 10  # first of the trials, by which anchors and regression know trials
+WIDE = 16.0  # a temperature at which no margin is lost to rounding
+PLACE = Place("the benchmark", StudyFileError)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Margins and probabilities of the right answer, [candidates, tasks, items]."""
+
+    names: list[str]
+    margin: np.ndarray
+    gold: np.ndarray
+
+    @property
+    def trials(self) -> np.ndarray:
+        """Which candidates are trials."""
+        return np.array([name.startswith("trial ") for name in self.names])
+
+    @property
+    def experts(self) -> list[int]:
+        """Which candidate is the expert of each task."""
+        return [self.names.index(name) for name in FAMILY.tasks]
+
+    def normalized(self, scores: np.ndarray, items: slice | np.ndarray) -> np.ndarray:
+        """Mean over tasks of the trials' scores over the best expert's, on some items."""
+        means = scores[:, :, items].mean(2)
+        return (means[self.trials] / means[self.experts].max(0)).mean(1)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The trials' normalized accuracies on the items that none is drawn from."""
+        return self.normalized(self.margin > 0, slice(POOL, None))
+
+
+def measure(folder: Path, replay: float, candidates: int, items: int) -> Measured:
+    """Train a family, run a study of it and score its candidates on other items."""
+    zoo = folder / "zoo"
+    build_zoo(zoo, family=replace(FAMILY, replay=replay, items=items + 1024))
+    study = yaml.safe_load((zoo / "study.yaml").read_text())
+    study["splits"] = {"search": 128, "select": 64, "heldout": 64}
+    study["search"]["trials"] = max(30, 2 * candidates)
+    (zoo / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    command = [sys.executable, "-m", "evomerge", "search", "zoo/study.yaml", "--name", "s"]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    os.chdir(folder)
+    checked, store = check_study(load_study_file(zoo / "study.yaml")), Store.open("s", None)
+    kinds = []
+    for task in checked.tasks:
+        wide = task.settings.model_copy(update={"temperature": WIDE})
+        lines = (zoo / "tasks" / f"{task.name}.jsonl").read_text().splitlines()
+        rows = [task.kind.render(json.loads(line), wide, PLACE) for line in lines]
+        seen = {example.prompt for example in task.examples}
+        fresh = [example for example in rows if example.prompt not in seen][:items]
+        kinds.append(task.kind.Task(wide, fresh, checked.tokenizer))
+    device = torch.device("cpu")
+    merger = Merger(checked.checkpoints, result_dtype=checked.space.result_dtype, device=device)
+    model = LiveModel(checked.checkpoints[0].folder, merger.output, device)
+    margins, golds = [], []
+    recipes = dict(recipes_of(store, checked, candidates))
+    for number, (name, recipe) in enumerate(recipes.items()):
+        print(f"{number} of {len(recipes)}: {name}", file=sys.stderr)
+        merger.materialize(recipe)
+        found = [kind.scores(model, range(items), True) for kind in kinds]
+        scores = np.array([one.score for one in found])
+        margins.append(WIDE * np.log(scores / (1 - scores)))
+        golds.append([one.probabilities.gold for one in found])
+    return Measured(list(recipes), np.array(margins), np.array(golds))
+
+
+def recipes_of(store: Store, checked: Any, candidates: int) -> list[tuple[str, Recipe]]:
+    """Return the baselines that the study has scored, and trials from its first to its last."""
+    found = []
+    names = ["base", *FAMILY.tasks, "uniform soup", "greedy soup", "TIES", "DARE-TIES"]
+    names += [f"task arithmetic {step / 10}" for step in range(1, 16)]
+    for name in names:
+        row = store.get(f"row:{name}:search")
+        if row is not None:
+            what = row["what"]
+            alone = {"merge_method": "passthrough", "models": [{"model": what.get("model")}]}
+            found.append((name, parse_recipe(what.get("recipe", alone), PLACE)))
+    done = [one for one in store.trials() if one.fitness is not None]
+    chosen = np.unique(np.linspace(0, len(done) - 1, candidates).astype(int))
+    trials = [done[index] for index in chosen]
+    return found + [(f"trial {one.number}", checked.space.decode(one.values)) for one in trials]
+
+
+def scores_of(measured: Measured) -> dict[str, Callable[[int], np.ndarray]]:
+    """Return the scores that are compared, each a function of the number of items per task."""
+    own = [np.median(np.abs(measured.margin[one, task, :POOL])) for task, one in
+           enumerate(measured.experts)]  # fmt: skip
+
+    def margin(temperature: Any) -> np.ndarray:
+        return sigmoid_of_margin(measured.margin / np.reshape(temperature, (1, -1, 1)), 1.0)
+
+    fixed = {f"margin, τ {one}": (lambda n, one=one: margin(one)) for one in (0.25, 0.5, 1, 2)}
+    return {
+        "accuracy": lambda n: (measured.margin > 0).astype(float),
+        **fixed,
+        "margin, τ by the rule": lambda n: margin((4 / n) ** (1 / 3) * np.array(own) / 1.814),
+        "probability of the answer": lambda n: measured.gold,
+    }
+
+
+def table_of(measured: Measured) -> dict[str, list[float]]:
+    """Spearman correlations with the truth by score, for every size; mean of the draws."""
+    stream = np.random.default_rng(0)
+    draws = {n: [stream.permutation(POOL)[:n] for _ in range(DRAWS)] for n in SIZES}
+    scores = scores_of(measured)
+    found: dict[str, list[float]] = {}
+
+    def note(name: str, estimate: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> None:
+        found[name] = [
+            float(
+                np.mean(
+                    [
+                        rank(measured, estimate(scores[name.partition("; ")[0]](n), items, draw))
+                        for draw, items in enumerate(draws[n])
+                    ]
+                )
+            )
+            for n in SIZES
+        ]
+
+    for name in scores:
+        note(name, lambda table, items, draw: measured.normalized(table, items))
+    ways = {"ridge": by_ridge, "anchors": by_anchors, "ridge on anchors": by_both}
+    for name in ("margin, τ 0.5", "margin, τ by the rule"):
+        for label, way in ways.items():
+            note(f"{name}; {label}", partial(way, measured))
+    return found
+
+
+def rank(measured: Measured, estimate: np.ndarray) -> float:
+    """Spearman with the truth, of the trials that no estimate was trained on."""
+    return float(spearmanr(estimate[CALIBRATORS:], measured.truth[CALIBRATORS:])[0])
+
+
+Way = Callable[[np.ndarray, np.ndarray], np.ndarray]  # a task's known rows and those to estimate
+
+
+def by_tasks(measured: Measured, scores: np.ndarray, way: Way) -> np.ndarray:
+    """Estimate each task's scores from rows that are known in full: baselines, first trials."""
+    trials = np.flatnonzero(measured.trials)
+    known = np.r_[np.flatnonzero(~measured.trials), trials[:CALIBRATORS]]
+    pool = scores[:, :, :POOL]
+    best = pool[measured.experts].mean(2).max(0)
+    tasks = range(pool.shape[1])
+    parts = [way(pool[known, task], pool[trials, task]) / best[task] for task in tasks]
+    return np.mean(parts, axis=0)
+
+
+def by_ridge(measured: Measured, scores: np.ndarray, items: np.ndarray, draw: int) -> np.ndarray:
+    """Estimate by regression from the seen items."""
+    return by_tasks(measured, scores, lambda known, new: ridges(known, items, new[:, items])[0])
+
+
+def by_anchors(measured: Measured, scores: np.ndarray, items: np.ndarray, draw: int) -> np.ndarray:
+    """Estimate by anchors, each with the share of its cluster."""
+
+    def estimated(known: np.ndarray, new: np.ndarray) -> np.ndarray:
+        chosen = anchors(known, len(items), draw)
+        return new[:, chosen] @ shares(known, chosen)
+
+    return by_tasks(measured, scores, estimated)
+
+
+def by_both(measured: Measured, scores: np.ndarray, items: np.ndarray, draw: int) -> np.ndarray:
+    """Estimate by regression from the anchors."""
+
+    def estimated(known: np.ndarray, new: np.ndarray) -> np.ndarray:
+        chosen = anchors(known, len(items), draw)
+        return ridges(known, chosen, new[:, chosen])[0]
+
+    return by_tasks(measured, scores, estimated)
+
+
+def said_of(measured: Measured) -> dict[str, list[tuple[float, float]]]:
+    """Return what a study would print as expected, and the correlation measured, for each size.
+
+    A rank correlation ρ of normal numbers is 6/π · asin(ρ/2) for Spearman's; and no ranking
+    correlates with a truth of so many items better than that one does with the truth of all.
+    """
+    stream = np.random.default_rng(1)
+    scores = scores_of(measured)
+    ones = dict.fromkeys(FAMILY.tasks, 1.0)
+    right = (measured.margin > 0).astype(float)[:, :, POOL:]
+    best = right[measured.experts].mean(2).max(0)
+    limit: Any = fidelity(tables(right[measured.trials] / best[:, None]), ones)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name in ("accuracy", "margin, τ 0.5"):
+        found[name] = []
+        for n in SIZES:
+            table = scores[name](n)
+            pairs = []
+            for _ in range(DRAWS):
+                items = stream.permutation(POOL)[:n]
+                drawn = table[:, :, items]
+                best = drawn[measured.experts].mean(2).max(0)
+                said: Any = fidelity(tables(drawn[measured.trials] / best[:, None]), ones)
+                expected = 6 / np.pi * np.arcsin(said.correlation * limit.correlation / 2)
+                estimate = measured.normalized(table, items)
+                pairs.append((expected, spearmanr(estimate, measured.truth)[0]))
+            expected, seen = np.mean(pairs, axis=0)
+            found[name].append((float(expected), float(seen)))
+    return found
+
+
+def tables(scores: np.ndarray) -> dict[str, np.ndarray]:
+    return {task: scores[:, index] for index, task in enumerate(FAMILY.tasks)}
+
+
+def show(found: Mapping[str, Mapping[str, Any]], text: Callable[[Any], str]) -> None:
+    print("| |" + "".join(f" {n} |" for n in SIZES))
+    print("|---|" + "---|" * len(SIZES))
+    for name in next(iter(found.values())):
+        columns = zip(*(family[name] for family in found.values()), strict=True)
+        print(f"| {name} |" + "".join(f" {' / '.join(map(text, one))} |" for one in columns))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the tables to this file too")
+    parser.add_argument("--measured", type=Path, help="folder where measurements are kept")
+    parser.add_argument("--candidates", type=int, default=64, help="trials of each study")
+    parser.add_argument("--items", type=int, default=2560, help="items a task, 512 of them drawn")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    ranks, said = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        kept = (options.measured or Path(folder)).resolve()
+        kept.mkdir(parents=True, exist_ok=True)
+        for index, (name, replay) in enumerate(FAMILIES.items()):
+            file = kept / f"{index}.npz"
+            if not file.exists():
+                work = Path(folder) / str(index)
+                work.mkdir()
+                one = measure(work, replay, options.candidates, options.items)
+                np.savez(file, names=one.names, margin=one.margin, gold=one.gold)
+            data = np.load(file)
+            one = Measured(data["names"].tolist(), data["margin"], data["gold"])
+            spread = 100 * float(one.truth.std(ddof=1))
+            print(f"{name}: {one.trials.sum()} trials, standard deviation {spread:.1f} points")
+            ranks[name], said[name] = table_of(one), said_of(one)
+    print(f"\nSpearman correlation with held-out accuracy by items per task, {' / '.join(ranks)}\n")
+    show(ranks, lambda value: f".{round(1000 * value):03d}")
+    print("\nexpected correlation, as a study prints it (in Spearman's terms), then the measured\n")
+    show(said, lambda pair: f".{round(100 * pair[0]):02d} (.{round(100 * pair[1]):02d})")
+    if options.json:
+        options.json.write_text(json.dumps({"ranks": ranks, "said": said}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
