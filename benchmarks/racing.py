@@ -1,6 +1,6 @@
 """Measures what stopping candidates early saves: items put to models for the same held-out score.
 
-    python benchmarks/racing.py [--seeds 5] [--items 256] [--trials 300] [--zoo DIR] [--json FILE]
+    python benchmarks/racing.py [--seeds 0 1 2 3 4] [--items 256] [--zoo DIR] [--json FILE]
 
 benchmarks/README.md says how to read the table.
 """
@@ -56,6 +56,7 @@ class Judge:
         self.scorer = Scorer(checked.checkpoints, checked.tasks, checked.tokenizer)
         self._known: dict[tuple[str, str], TaskScores] = {}
         refs = [ref for name, ref in checked.refs.items() if name != "base"]
+        self.scorer.fit_temperatures(refs)
         self.experts = {
             split: [self.scorer.model(ref, split, exact=True) for ref in refs]
             for split in ("select", "heldout")
@@ -129,11 +130,12 @@ def ratio(on: Mapping[str, Any], off: Mapping[str, Any], share: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--items", type=int, default=256, help="search items of a task")
     parser.add_argument("--trials", type=int, default=300)
     parser.add_argument("--racing", type=json.loads, default=True, help="settings, as JSON")
     parser.add_argument("--zoo", type=Path, help="a family that is built already")
+    parser.add_argument("--off", type=Path, help="a --json of before, whose studies without count")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -144,13 +146,18 @@ def main() -> None:
                 (zoo / part.name).symlink_to(part)
         else:
             build_zoo(zoo, seed=0, progress=Silent().stage)
+        known = {}
+        if options.off:
+            known = {row["seed"]: row["off"] for row in json.loads(options.off.read_text())}
         rows = []
         print("seed   items off    items on  share   held-out off     held-out on     of the gain:")
         print(
             "                                                                     90 %  95 %  98 %"
         )
-        for seed in range(options.seeds):
-            off, judge = one(study(zoo, seed, False, options.items, options.trials), None)
+        for seed in options.seeds:
+            judge, off = None, known.get(seed)
+            if off is None:
+                off, judge = one(study(zoo, seed, False, options.items, options.trials), None)
             on, _ = one(study(zoo, seed, options.racing, options.items, options.trials), judge)
             row = {"seed": seed, "off": off, "on": on, "share": on["items"] / off["items"]}
             row["ratios"] = {share: ratio(on, off, share) for share in (0.9, 0.95, 0.98)}

@@ -122,16 +122,19 @@ class ItemScores:
 
     `score` is smooth and is what fitness is made of; `correct` is what reports show: right or
     wrong, or the part of an item that is right. `probabilities` are what calibration is measured
-    by, where the kind of task knows them.
+    by, `margins` (any float64) what the score is made of, where the kind of task knows them.
     """
 
     score: Vector
     correct: Vector
     probabilities: Probabilities | None = None
+    margins: Vector | None = None
 
 
 class Task(Protocol):
     """Examples of one proxy task, ready to be put to a model.
+
+    One whose scores are smoothed margins has a `temperature`, and settings that may leave it None.
 
     One that has `lengths` (for every example, the tokens of its longest sequence) lets items that
     are longer than the model's context be found, and named, before the first is scored.

@@ -24,6 +24,7 @@ from evomerge.tokenizer_files import Tokenizer
 
 _CPU_TOKENS = 512  # tokens of a batch whose activations stay in a core's cache
 _TOKENS = 16384  # tokens of a batch on other devices
+_TEMPERATURE = 0.5  # until the experts' margins are known
 
 
 class Settings(TaskSettings):
@@ -43,7 +44,9 @@ class Settings(TaskSettings):
         description="tokens of a text beyond these are cut off, those of the longer one of a pair "
         "(default: none, and a text longer than the models' context is an error)",
     )
-    temperature: float = Field(0.5, gt=0, description="τ of sigmoid(margin/τ)")
+    temperature: float | None = Field(
+        None, gt=0, description="τ of sigmoid(margin/τ) (default: by the experts' margins)"
+    )
 
     @field_validator("chat")
     @classmethod
@@ -159,7 +162,7 @@ class Task:
     def __init__(
         self, settings: Settings, examples: Sequence[Example], tokenizer: Tokenizer
     ) -> None:
-        self._temperature = settings.temperature
+        self.temperature = settings.temperature or _TEMPERATURE
         self._examples = list(examples)
         self._encoded = [_encode(example, settings, tokenizer) for example in examples]
         self.lengths = [len(one.ids) for one in self._encoded]
@@ -179,7 +182,8 @@ class Task:
         likely = np.exp(logits - logits.max(axis=1, keepdims=True))
         likely /= likely.sum(axis=1, keepdims=True)
         known = Probabilities(likely[rows, gold], likely.max(axis=1))
-        return ItemScores(sigmoid_of_margin(margins, self._temperature), correct, known)
+        score = sigmoid_of_margin(margins, self.temperature)
+        return ItemScores(score, correct, known, margins)
 
     def _gold(self, item: int, labels: tuple[str, ...]) -> int:
         number = self._examples[item].number(labels)

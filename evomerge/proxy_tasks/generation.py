@@ -31,6 +31,7 @@ from evomerge.proxy_tasks._data import Row, field, fill, only_field
 from evomerge.proxy_tasks._tokens import encode_after, prompt_of
 from evomerge.tokenizer_files import Tokenizer
 
+_TEMPERATURE = 0.5  # until the experts' margins are known
 _SPARE_TOKENS = (
     4  # beyond the longest target or answer, for an answer that is spelt with more tokens
 )
@@ -71,7 +72,9 @@ class Settings(PromptedSettings):
         description="most tokens to generate (default: those of the longest target or answer and a "
         "few)",
     )
-    temperature: float = Field(0.5, gt=0, description="τ of sigmoid(margin/τ)")
+    temperature: float | None = Field(
+        None, gt=0, description="τ of sigmoid(margin/τ) (default: by the experts' margins)"
+    )
 
     @field_validator("extract")
     @classmethod
@@ -158,6 +161,7 @@ class Task:
     ) -> None:
         self._settings = settings
         self._tokenizer = tokenizer
+        self.temperature = settings.temperature or _TEMPERATURE
         self._answers = [
             {_value(answer, settings) for answer in example.answers} for example in examples
         ]
@@ -181,12 +185,12 @@ class Task:
     def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
         """Score items: the least margin over the target's positions; see proxy_tasks.Task."""
         forced = teacher_force(model, [self._sequences[item] for item in items])
-        margins = forced.least_margin()
-        score = sigmoid_of_margin(margins, self._settings.temperature)
+        margins = forced.least_margin().astype(np.float64)
+        score = sigmoid_of_margin(margins, self.temperature)
         if not exact:
-            return ItemScores(score, (margins > 0).astype(np.float64))
+            return ItemScores(score, (margins > 0).astype(np.float64), None, margins)
         right = self._matches(model, items, forced)
-        return ItemScores(score, right, self._probabilities(items, forced))
+        return ItemScores(score, right, self._probabilities(items, forced), margins)
 
     def _probabilities(self, items: Sequence[int], forced: Forced) -> Probabilities:
         """Return the probabilities of the target, and of greedy decoding until it leaves that."""

@@ -24,6 +24,8 @@ from evomerge.proxy_tasks._data import Row, field, fill, only_field
 from evomerge.proxy_tasks._tokens import encode_after, prompt_of
 from evomerge.tokenizer_files import Tokenizer
 
+_TEMPERATURE = 0.1  # until the experts' margins are known
+
 
 class Settings(PromptedSettings):
     """The settings of a multiple-choice task in a study file."""
@@ -40,7 +42,9 @@ class Settings(PromptedSettings):
         "tokens", description="divide an option's log-likelihood by its length in these"
     )
     separator: str = Field(" ", description="text between the prompt and an option, not in a chat")
-    temperature: float = Field(0.1, gt=0, description="τ of sigmoid(margin/τ)")
+    temperature: float | None = Field(
+        None, gt=0, description="τ of sigmoid(margin/τ) (default: by the experts' margins)"
+    )
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Task:
     def __init__(
         self, settings: Settings, examples: Sequence[Example], tokenizer: Tokenizer
     ) -> None:
-        self._temperature = settings.temperature
+        self.temperature = settings.temperature or _TEMPERATURE
         separator = _separator(settings)
         options = [option for example in examples for option in example.options]
         flat = encode_after(
@@ -171,11 +175,11 @@ class Task:
         others = table.copy()
         others[rows, answers] = -np.inf
         margins = gold - others.max(axis=1)
-        score = sigmoid_of_margin(margins, self._temperature)
+        score = sigmoid_of_margin(margins, self.temperature)
         correct = (margins > 0).astype(np.float64)
         if not exact:
-            return ItemScores(score, correct)
+            return ItemScores(score, correct, None, margins)
         odds = np.exp(table - table.max(axis=1, keepdims=True))
         total = odds.sum(axis=1)
         found = Probabilities(odds[rows, answers] / total, odds.max(axis=1) / total)
-        return ItemScores(score, correct, found)
+        return ItemScores(score, correct, found, margins)

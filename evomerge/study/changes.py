@@ -54,7 +54,10 @@ def refuse_changes(
         )
     for task, fingerprint in then["items"].items():
         if now["items"][task] != fingerprint:
-            data = now["study"]["tasks"][task]["data"]
+            given = now["study"]["tasks"][task]
+            data = " and ".join(
+                str(given[one]) for one in ("data", "function", "task") if one in given
+            )
             raise StudyError(
                 f"the items of {task} are not those that {name} began with; "
                 f"restore {data} or {fork}"

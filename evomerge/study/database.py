@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
     URL,
@@ -29,7 +28,10 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from evomerge.errors import StudyError, first_line
-from evomerge.study import rows, tables
+from evomerge.study import locks, rows, tables
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
 
 BUSY_SECONDS = 60  # a reader of an SQLite file may keep the writer waiting this long
 _KINDS = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
@@ -193,17 +195,40 @@ class Database:
 
         if self.has_tables():
             return
-        whole = self._parsed.render_as_string(hide_password=False)
-        escaped = whole.replace("{", "{{").replace("}", "}}")  # Optuna fills in such a template
         try:
             with self._engine.connect() as connection:
                 if not self._sqlite:  # two processes may meet here
-                    connection.execute(select(func.pg_advisory_xact_lock(_key("the tables"))))
-                storage = RDBStorage(escaped)
+                    connection.execute(select(func.pg_advisory_xact_lock(locks.key("the tables"))))
+                storage = RDBStorage(self._for_optuna)
                 storage.remove_session()
                 storage.engine.dispose()
         except (SQLAlchemyError, RuntimeError) as problem:
             raise self._unopened(self._reason(problem)) from None
+
+    def reading_storage(self) -> RDBStorage:
+        """Return Optuna's storage of a database that has its tables; it cannot write there."""
+        from optuna.storages import RDBStorage
+
+        if not self.has_tables():
+            raise self._unopened("there are no studies in it")
+        forbid = (
+            "PRAGMA query_only = ON" if self._sqlite else "SET default_transaction_read_only = on"
+        )
+
+        def connected(connection: Any, record: object) -> None:
+            connection.cursor().execute(forbid)
+            connection.commit()  # a server would forget it with the transaction
+
+        storage = RDBStorage(self._for_optuna, skip_table_creation=True)
+        storage.remove_session()
+        storage.engine.dispose()
+        event.listen(storage.engine, "connect", connected)
+        return storage
+
+    @property
+    def _for_optuna(self) -> str:
+        whole = self._parsed.render_as_string(hide_password=False)
+        return whole.replace("{", "{{").replace("}", "}}")  # Optuna fills in such a template
 
     def make_faster(self) -> None:
         """Let an SQLite file be written without waiting for readers or, at each commit, the disk.
@@ -229,7 +254,7 @@ class Database:
         StudyError where another process holds it.
         """
         if self.file is not None:
-            with _file_lock(self.file, name):
+            with locks.file_lock(self.file, name):
                 yield lambda: None
             return
         try:
@@ -240,14 +265,20 @@ class Database:
         except SQLAlchemyError as problem:
             raise self._unopened(self._reason(problem)) from None
 
+    def has_writer(self, name: str) -> bool:
+        """Return whether some process holds a study's lock."""
+        if self.file is not None:
+            return locks.file_lock_is_held(self.file, name)
+        return self.read(lambda connection: locks.server_lock_is_held(connection, name))
+
     @contextlib.contextmanager
     def _server_lock(self, connection: Connection, name: str) -> Iterator[Callable[[], None]]:
         settings = text(
             "SELECT set_config(name, :value, false) FROM pg_settings WHERE name = :name"
         )
         connection.execute(settings, [{"name": key, "value": _ALIVE[key]} for key in _ALIVE])
-        if not connection.execute(select(func.pg_try_advisory_lock(_key(name)))).scalar_one():
-            raise _busy(name)
+        if not connection.execute(select(func.pg_try_advisory_lock(locks.key(name)))).scalar_one():
+            raise locks.busy(name)
 
         def check() -> None:
             try:
@@ -275,27 +306,6 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql(begin)
 
 
-def _key(name: str) -> int:
-    """Return the number by which a server knows a study's lock."""
-    digest = hashlib.sha256(f"evomerge {name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
-
-
-@contextlib.contextmanager
-def _file_lock(path: Path, name: str) -> Iterator[None]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.with_name(f".{path.name}.{name}.lock").open("a+")
-    except OSError as problem:
-        raise StudyError(f"cannot write to {path.parent}: {problem.strerror}") from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise _busy(name) from None
-        yield
-
-
 @contextlib.contextmanager
 def making(path: Path | None) -> Iterator[None]:
     """Wait until no other process makes this SQLite file; a server sees to it itself."""
@@ -305,9 +315,3 @@ def making(path: Path | None) -> Iterator[None]:
     with path.with_name(f".{path.name}.lock").open("a+") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def _busy(name: str) -> StudyError:
-    return StudyError(
-        f"the study {name} is being run by another process; wait for it or stop it first"
-    )

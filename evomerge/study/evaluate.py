@@ -56,7 +56,7 @@ def evaluate(
     first = subject.checkpoints[0]
     check_runnable(first.folder, {name: one.shape for name, one in first.tensors.items()}, trust)
     chosen: Split = split
-    experts = _expert_scores(checked, chosen, device, memory, trust, progress)
+    temperatures, experts = _of_experts(checked, chosen, device, memory, trust, progress)
     scorer = Scorer(
         subject.checkpoints,
         checked.tasks,
@@ -67,6 +67,7 @@ def evaluate(
         trust=trust,
         progress=progress,
     )
+    scorer.set_temperatures(temperatures)
     scores = (
         scorer.recipe(subject.recipe, chosen, exact=True)
         if subject.recipe
@@ -101,14 +102,15 @@ def _open_subject(what: str) -> _Subject:
     return _Subject(None, (open_checkpoint(ModelRef.parse(what, place), place),))
 
 
-def _expert_scores(
+def _of_experts(
     checked: CheckedStudy,
     split: Split,
     device: str | None,
     memory: Memory,
     trust: bool,
     progress: Progress,
-) -> list[TaskScores]:
+) -> tuple[dict[str, float], list[TaskScores]]:
+    """Return the temperatures that the experts' margins give, and their scores."""
     scorer = Scorer(
         checked.checkpoints,
         checked.tasks,
@@ -119,4 +121,5 @@ def _expert_scores(
         progress=progress,
     )
     refs = [ref for name, ref in checked.refs.items() if name != "base"]
-    return [scorer.model(ref, split, exact=True) for ref in refs]
+    temperatures = scorer.fit_temperatures(refs)
+    return temperatures, [scorer.model(ref, split, exact=True) for ref in refs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from evomerge.errors import CheckpointError, DataError, Found, Place, SpaceError
 from evomerge.evaluator import Split, TaskItems, draw_items
 from evomerge.files import load_yaml
 from evomerge.genome import Genome
-from evomerge.models import check_runnable, load_tokenizer
+from evomerge.models import check_runnable, is_classifier, load_tokenizer
 from evomerge.module_groups import Architecture
 from evomerge.optimizers import OptimizerSettings
-from evomerge.proxy_tasks import TaskSettings
-from evomerge.proxy_tasks._data import read_rows
+from evomerge.proxy_tasks import PromptedSettings, TaskSettings
+from evomerge.proxy_tasks._data import Rows, read_rows
 from evomerge.search_space import Inputs, SearchSpace
 from evomerge.space_reader import load_space, parse_space
 from evomerge.study.schema import read_settings
@@ -98,12 +98,11 @@ class StudyFile:
         base = refs.pop("base")
         tasks = {}
         for name, settings in self.tasks.items():
-            data = settings.model_dump(mode="json", exclude_unset=True)
-            source = data["data"]
-            if isinstance(source, str):
-                data["data"] = str((self.folder / source).resolve())
-            elif (self.folder / source["dataset"]).exists():
-                source["dataset"] = str((self.folder / source["dataset"]).resolve())
+            whole = _absolute(settings, self.folder, self.place / "tasks" / name)
+            data = whole.model_dump(mode="json", exclude_unset=True)
+            for part in (data, data.get("shots") or {}):
+                if part.get("data") is not None:
+                    part["data"] = self._absolute(part["data"])
             tasks[name] = data
         search = self.search.model_dump(exclude={"start"})
         if self.starts:
@@ -116,6 +115,14 @@ class StudyFile:
             "search": search,
             "fitness": self.fitness.model_dump(),
         }
+
+    def _absolute(self, source: Any) -> Any:
+        """Return a task's data, as plain data, with its path absolute."""
+        if isinstance(source, str):
+            return str((self.folder / source).resolve())
+        if (self.folder / source["dataset"]).exists():
+            return source | {"dataset": str((self.folder / source["dataset"]).resolve())}
+        return source
 
 
 def load_study_file(path: Path, *, trials: int | None = None, seed: int | None = None) -> StudyFile:
@@ -221,7 +228,10 @@ def check_study(file: StudyFile, trust: bool = False) -> CheckedStudy:
         shapes = {name: info.shape for name, info in one.tensors.items()}
         check_runnable(one.folder, shapes, trust)
     tokenizer = load_tokenizer(opened[0].folder, trust)
-    tasks = tuple(_items(file, name, settings) for name, settings in file.tasks.items())
+    taken: dict[str, Split] = {}  # what each split asks so far
+    tasks = tuple(_items(file, name, settings, taken) for name, settings in file.tasks.items())
+    for task in tasks:
+        _check_models(task, opened, file.place / "tasks" / task.name)
     optimizer = _optimizer(file, space)
     starts = start_points(file, space, merged)
     return CheckedStudy(
@@ -254,12 +264,40 @@ def start_points(
     return tuple(found)
 
 
-def _items(file: StudyFile, name: str, settings: TaskSettings) -> TaskItems:
+def _absolute(settings: TaskSettings, folder: Path, place: Place) -> TaskSettings:
+    """Return settings whose paths, that of the data aside, are absolute."""
+    kind = proxy_tasks.get(settings.kind, place / "kind")
+    found: TaskSettings = kind.absolute(settings, folder) if hasattr(kind, "absolute") else settings
+    return found
+
+
+def _items(
+    file: StudyFile, name: str, settings: TaskSettings, taken: dict[str, Split]
+) -> TaskItems:
     place = file.place / "tasks" / name
     place = Place(place.document, DataError, place.path)
     kind = proxy_tasks.get(settings.kind, place / "kind")
-    rows = read_rows(settings.data, file.folder, place / "data")
-    return draw_items(name, kind, settings, rows, file.splits.sizes, file.splits.seed, place)
+    settings = _absolute(settings, file.folder, place)
+    own: Callable[[TaskSettings, Path, Place], Rows] | None = getattr(kind, "rows", None)
+    if own:
+        rows = own(settings, file.folder, place)
+    else:
+        rows = read_rows(settings.data, file.folder, place / "data")
+    shots = settings.shots if isinstance(settings, PromptedSettings) else None
+    shown = None
+    if shots is not None and shots.data is not None:
+        shown = read_rows(shots.data, file.folder, place / "shots" / "data")
+    sizes, seed = file.splits.sizes, file.splits.seed
+    return draw_items(name, kind, settings, rows, sizes, seed, place, shown, taken)
+
+
+def _check_models(task: TaskItems, models: Sequence[Checkpoint], place: Place) -> None:
+    """Check that the models are of the sort that a task asks: language models or classifiers."""
+    if hasattr(task.kind, "check"):
+        task.kind.check(task.examples, models, task.where, place)
+    elif is_classifier(models[0].folder) and not hasattr(task.kind, "NEEDS_MODULE"):
+        found = Found(f"{task.settings.kind}, and classifiers as models")
+        raise (place / "kind").fail("the kind classification, or language models", found)
 
 
 def _optimizer(file: StudyFile, space: SearchSpace) -> str:

@@ -201,6 +201,9 @@ def _interruptible(name: str, url: str | None, watcher: Watcher) -> Iterator[Int
 def _scorer(checked: CheckedStudy, watcher: Watcher, machine: Machine) -> Scorer:
     for difference in differences(checked.checkpoints):
         watcher.note(difference)
+    for task in checked.tasks:
+        for note in task.notes:
+            watcher.note(note)
     return Scorer(
         checked.checkpoints,
         checked.tasks,

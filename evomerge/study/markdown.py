@@ -29,7 +29,9 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
             *(f"{held['tasks'][task]:.3f}" for task in tasks),
         ]
         found.append(_line(cells))
-    return [CAPTION, *found]
+    gain = report.get("gain")
+    sentence = f"{gain['sentence'][:1].upper()}{gain['sentence'][1:]}. " if gain else ""
+    return [sentence + CAPTION, *found]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -74,6 +74,7 @@ class Run:
 
     def all(self) -> dict[str, Any]:
         """Score the baselines, run all trials, then the finalists; returns the report."""
+        self._set_temperatures()
         prior = baselines(
             self.store,
             self.scorer,
@@ -105,6 +106,15 @@ class Run:
             outcome,
             self.watcher.stage,
         )
+
+    def _set_temperatures(self) -> None:
+        """Fit the temperatures that the study leaves to the experts, once."""
+        found = self.store.get("temperatures")
+        if found is None:
+            experts = [ref for name, ref in self.checked.refs.items() if name != "base"]
+            self.store.set("temperatures", self.scorer.fit_temperatures(experts))
+        else:
+            self.scorer.set_temperatures(found)
 
     @property
     def _several(self) -> bool:

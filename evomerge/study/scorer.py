@@ -17,6 +17,7 @@ from evomerge.merger import Merger, Progress
 from evomerge.merger.inputs import Memory
 from evomerge.models import LiveModel, use_threads
 from evomerge.recipe import Recipe, parse_recipe
+from evomerge.temperature import temperature
 from evomerge.tokenizer_files import Tokenizer
 
 
@@ -73,6 +74,22 @@ class Scorer:
             )
             for checkpoint in self._checkpoints
         }
+
+    def fit_temperatures(self, experts: Sequence[ModelRef]) -> dict[str, float]:
+        """Return the temperature of each task that the study gives none, by its search items.
+
+        It is used from now on. Raises CandidateError where an expert cannot be scored.
+        """
+        names = self._evaluator.open_temperatures
+        scores = [self.model(ref, "search", exact=False) for ref in experts] if names else []
+        found = {name: temperature([one[name] for one in scores]) for name in names}
+        known = {name: value for name, value in found.items() if value is not None}
+        self._evaluator.set_temperatures(known)
+        return known
+
+    def set_temperatures(self, found: Mapping[str, float]) -> None:
+        """Use temperatures that have been fitted."""
+        self._evaluator.set_temperatures(found)
 
     def candidate(
         self, recipe: Recipe, split: Split
