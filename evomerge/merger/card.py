@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.checkpoints import ModelRef
+from evomerge.citations import bibtex
 from evomerge.files import dump_yaml, exists
 from evomerge.recipe import Recipe
 from evomerge.slices import SlicedRecipe
@@ -34,7 +35,10 @@ def model_card(
     refs = list(dict.fromkeys(recipe.inputs))
     ids = list(dict.fromkeys(one.path for ref in refs for one in _models(ref) if _on_hub(one)))
     data: dict[str, Any] = {"base_model": ids, "base_model_relation": "merge"} if ids else {}
-    data |= {"library_name": "transformers", "tags": ["merge", "evomerge"]}
+    data["library_name"] = "transformers"
+    pipeline = _pipeline(config)
+    data |= {"pipeline_tag": pipeline} if pipeline else {}
+    data["tags"] = ["merge", "evomerge", recipe.merge_method]
     method = _ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", recipe.method.paper)
     models = [f"- {_named(ref)}" for ref in refs]
     parts = [
@@ -46,7 +50,22 @@ def model_card(
     ]
     if history:
         parts += ["## Where the recipe is from", "\n".join(history)]
-    return "\n\n".join([*parts, "## Use", _use(title, config, tokenizer)]) + "\n"
+    cite = f"```bibtex\n{bibtex(recipe.merge_method)}\n```"
+    parts += ["## Use", _use(title, config, tokenizer), "## Cite", cite]
+    return "\n\n".join(parts) + "\n"
+
+
+def _pipeline(config: Mapping[str, Any]) -> str:
+    """Return what the Hub calls the use of a model, where its architecture says so."""
+    uses = {
+        "ForCausalLM": "text-generation",
+        "ForSequenceClassification": "text-classification",
+        "ForTokenClassification": "token-classification",
+        "ForMaskedLM": "fill-mask",
+    }
+    architectures = config.get("architectures")
+    kind = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
+    return next((use for end, use in uses.items() if kind.endswith(end)), "")
 
 
 def recipe_history(file: Path) -> list[str]:

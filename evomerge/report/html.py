@@ -1,185 +1,294 @@
-"""The report as one self-contained page: intervals drawn to scale, search history, tasks."""
+"""The report as one self-contained page: a template, filled from plain data."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.files import write_text
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-_SPLITS = {"search": "Search", "select": "Select", "heldout": "Held-out"}
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5c6878; --line: #d9dee6; --page: #fff;
-  --winner: #0a7d55; --baseline: #6b7a90; --reference: #b3661a; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa6b6; --line: #38414e;
-  --page: #161b22; --winner: #3fc596; --baseline: #93a1b5; --reference: #e2a05c; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
-  max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
-p { color: var(--soft); max-width: 46rem; margin: .25rem 0 .75rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
-th, td { text-align: right; padding: .32rem .6rem; border-bottom: 1px solid var(--line);
-  font-variant-numeric: tabular-nums; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
-tr.winner td { font-weight: 700; color: var(--winner); }
-tr.reference td { color: var(--reference); } small { color: var(--soft); font-weight: 400; }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--ink); font-size: 12px; }
-svg .soft { fill: var(--soft); } svg .grid { stroke: var(--line); }
-svg .winner { stroke: var(--winner); fill: var(--winner); }
-svg .baseline { stroke: var(--baseline); fill: var(--baseline); }
-svg .reference { stroke: var(--reference); fill: var(--reference); }
-"""
+from evomerge.citations import bibtex
+from evomerge.files import dump_yaml, write_text
+from evomerge.merge_methods import get
+from evomerge.report.charts import bars, course, intervals, parallel, plane
+from evomerge.report.heat import heat_maps
+
+_HOLES = 12  # that are shown; of the others, their sum
+_LABELS = 6  # layers at most that have their number above a heat map of many
+_EVERY = (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 100)
+_THREADS = 12  # trials of a front that are drawn as lines
 
 
 def write_html(
-    path: Path,
-    name: str,
-    report: Mapping[str, Any],
-    history: Sequence[tuple[int, float | None]],
+    path: Path, name: str, report: Mapping[str, Any], background: Mapping[str, Any]
 ) -> None:
-    """Write the page, whole or not at all; it loads nothing from elsewhere."""
-    rows = report["rows"]
-    title = html.escape(f"evomerge study {name}")
-    parts = [
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>",
-        f"<p>The winner is {html.escape(report['winner']['name'])}. Normalized accuracy is that of "
-        "the merged model over that of the best expert, averaged over the tasks.</p>",
-        "<h2>Held-out items</h2><p>Items that neither the search nor the choice of the winner has "
-        "seen, with 95 % intervals (paired bootstrap over items).</p>",
-        _intervals(rows),
-        "<h2>All splits</h2>",
-        _splits_table(rows),
-        "<h2>Held-out accuracy of each task</h2>",
-        _tasks_table(rows),
-        *_front(report),
-        "<h2>The search</h2><p>Fitness of every trial on the search items, and the best so far. "
-        "The best of many noisy scores is too good; the held-out column is not. "
-        f"{html.escape(report['search']['ended'] or '')}</p>",
-        _history(history),
-        "</body></html>\n",
-    ]
-    write_text(path, "\n".join(parts))
+    """Write the page, whole or not at all; it loads nothing from elsewhere.
+
+    `background` is what evomerge.study.background returns of the study.
+    """
+    write_text(path, page(name, report, background))
 
 
-def _label(row: Mapping[str, Any]) -> str:
-    detail = f" <small>{html.escape(row['detail'])}</small>" if row["detail"] else ""
-    return html.escape(row["name"]) + detail
-
-
-def _intervals(rows: Sequence[Mapping[str, Any]]) -> str:
-    low = min(float(row["heldout"]["low"]) for row in rows)
-    high = max(float(row["heldout"]["high"]) for row in rows)
-    left, right, step = 190, 840, 26
-    spread = (high - low) or 1.0
-
-    def x(value: float) -> float:
-        return left + (value - low) / spread * (right - left)
-
-    height = step * len(rows) + 30
-    parts = [f'<svg viewBox="0 0 920 {height}" role="img" aria-label="held-out intervals">']
-    for tick in range(5):
-        value = low + spread * tick / 4
-        at = f"{x(value):.1f}"
-        parts.append(
-            f'<line class="grid" x1="{at}" x2="{at}" y1="0" y2="{height - 24}"/>'
-            f'<text class="soft" x="{at}" y="{height - 8}" text-anchor="middle">'
-            f"{value:.2f}</text>"
-        )
-    for index, row in enumerate(rows):
-        held, y = row["heldout"], step * index + 14
-        parts.append(
-            f'<text x="0" y="{y + 4}">{html.escape(row["name"])}</text>'
-            f'<line class="{row["kind"]}" stroke-width="3" x1="{x(held["low"]):.1f}" '
-            f'x2="{x(held["high"]):.1f}" y1="{y}" y2="{y}"/>'
-            f'<circle class="{row["kind"]}" r="5" cx="{x(held["normalized"]):.1f}" cy="{y}"/>'
-            f'<text x="{right + 16}" y="{y + 4}">{held["normalized"]:.3f}</text>'
-        )
-    return "\n".join([*parts, "</svg>"])
-
-
-def _table(head: Sequence[str], body: Sequence[tuple[str, Sequence[str]]]) -> str:
-    cells = "".join(f"<th>{html.escape(title)}</th>" for title in head)
-    lines = [f'<div class="scroll"><table><tr>{cells}</tr>']
-    for kind, values in body:
-        lines.append(
-            f'<tr class="{kind}">' + "".join(f"<td>{one}</td>" for one in values) + "</tr>"
-        )
-    return "\n".join([*lines, "</table></div>"])
-
-
-def _splits_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    body = []
-    for row in rows:
-        values = [
-            f"{row[split]['normalized']:.3f} <small>{row[split]['low']:.3f} – "
-            f"{row[split]['high']:.3f}</small>"
-            for split in _SPLITS
-        ]
-        body.append((row["kind"], [_label(row), *values]))
-    return _table(["Model", *_SPLITS.values()], body)
-
-
-def _tasks_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    tasks = list(rows[0]["heldout"]["tasks"])
-    body = [
-        (row["kind"], [_label(row), *(f"{row['heldout']['tasks'][task]:.3f}" for task in tasks)])
-        for row in rows
-    ]
-    return _table(["Model", *tasks], body)
-
-
-def _front(report: Mapping[str, Any]) -> list[str]:
-    front = report.get("front") or []
-    if not front:
-        return []
-    tasks = list(front[0]["select"])
-    body = []
-    for one in sorted(front, key=lambda one: -one["normalized"]):
-        cells = [f"{one['search'][task]:.3f} <small>{one['select'][task]:.3f}</small>"
-                 for task in tasks]  # fmt: skip
-        mark = " *" if one["holds"] else ""
-        kind = "winner" if one["trial"] == report["winner"]["trial"] else "baseline"
-        body.append((kind, [f"trial {one['trial']}{mark}", *cells, f"{one['normalized']:.3f}"]))
-    return [
-        "<h2>Trade-offs</h2><p>Trials that no other dominates on the search items: the score of "
-        "each task over the best expert's, in small type on the select items; * where none "
-        "dominates them there either.</p>",
-        _table(["Trial", *tasks, "Normalized accuracy, select"], body),
-    ]
-
-
-def _history(history: Sequence[tuple[int, float | None]]) -> str:
-    done = [(number, value) for number, value in history if value is not None]
-    if not done:
-        return "<p>No trial succeeded.</p>"
-    low, high = min(value for _, value in done), max(value for _, value in done)
-    last = max(1, *(number for number, _ in history))
-    spread = (high - low) or 1.0
-
-    def point(number: int, value: float) -> tuple[float, float]:
-        return 50 + number / last * 850, 230 - (value - low) / spread * 215
-
-    parts = ['<svg viewBox="0 0 920 265" role="img" aria-label="fitness by trial">']
-    for tick in range(4):
-        value = low + spread * tick / 3
-        y = point(0, value)[1]
-        parts.append(
-            f'<line class="grid" x1="50" x2="900" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="soft" x="42" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>'
-        )
-    best, path = low, []
-    for number, value in done:
-        best = max(best, value)
-        x, y = point(number, value)
-        path.append("{:.1f},{:.1f}".format(*point(number, best)))
-        parts.append(f'<circle class="baseline" r="2" cx="{x:.1f}" cy="{y:.1f}"/>')
-    parts.append(
-        f'<polyline class="winner" style="fill:none" stroke-width="2" points="{" ".join(path)}"/>'
-        f'<text class="soft" x="50" y="256">trial 0</text>'
-        f'<text class="soft" x="900" y="256" text-anchor="end">trial {last}</text></svg>'
+def page(name: str, report: Mapping[str, Any], background: Mapping[str, Any]) -> str:
+    """Return the page as text."""
+    environment = Environment(
+        loader=PackageLoader("evomerge", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
-    return "\n".join(parts)
+    filters: dict[str, Any] = {
+        "three": lambda value: f"{value:.3f}",
+        "figures": lambda values: ", ".join(f"{key} {one:.3f}" for key, one in values.items()),
+        "right": _right,
+        "short": lambda text: {"embeddings": "emb", "norms": "norm"}.get(text, text),
+        "sentence": _sentence,
+    }
+    environment.filters.update(filters)
+    rows = report["rows"]
+    tasks = list(rows[0]["heldout"]["tasks"])
+    parts = {
+        "name": name,
+        "report": report,
+        "rows": rows,
+        "winner": {"trial": None, "recipe": None, **report["winner"]},
+        "headline": _headline(report),
+        "levels_of": _levels(report),
+        "summary": _summary(report, background),
+        "heldout": intervals(rows),
+        "tasks": bars(rows),
+        **_front(report.get("front") or [], tasks, report["winner"].get("trial")),
+        **_winner(report, background),
+        **_search(report, background),
+        "optimism": _optimism(rows[0].get("optimism")),
+        "fidelity": _fidelity(report.get("fidelity")),
+        "calibration": _calibration(report),
+        "examples": report.get("examples") or [],
+        **_repeat(report, background),
+    }
+    parts["contents"] = [
+        (anchor, title)
+        for anchor, title, there in (
+            ("heldout", "Held-out items", True),
+            ("tasks", "Tasks", True),
+            ("front", "Trade-offs", parts["front"]),
+            ("winner", "The winner", parts["heat"]),
+            ("search", "The search", True),
+            ("trust", "Trust", any(parts[one] for one in ("optimism", "fidelity", "calibration"))),
+            ("items", "Items", parts["examples"]),
+            ("use", "Use it", parts["recipe"]),
+            ("repeat", "Repeat it", parts["study"]),
+        )
+        if there
+    ]
+    return environment.get_template("page.html.jinja").render(parts)
+
+
+def _right(share: float) -> str:
+    return {1.0: "right", 0.0: "wrong"}.get(share, f"{100 * share:.0f}\u00a0% right")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _percent(part: Mapping[str, float]) -> str:
+    value, low, high = (100 * part[key] for key in ("normalized", "low", "high"))
+    return f"{value:.1f}\u00a0% [{low:.1f}, {high:.1f}]"
+
+
+def _best_baseline(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    others = [row for row in report["rows"] if row["kind"] == "baseline"]
+    return max(others, key=lambda row: row["heldout"]["normalized"]) if others else None
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    """Return one sentence: the winner against the best baseline on held-out items."""
+    if report.get("gain"):
+        return _sentence(report["gain"]["sentence"])
+    best = _best_baseline(report)
+    own = report["rows"][0]["heldout"]
+    if best is None:
+        return f"The winner reaches {_percent(own)} of the best experts’ accuracy."
+    return (
+        f"The winner reaches {_percent(own)} of the best experts’ accuracy on held-out items, "
+        f"the best baseline ({best['name']}) {_percent(best['heldout'])}."
+    )
+
+
+def _levels(report: Mapping[str, Any]) -> str:
+    """Return what winner and best baseline reach, where the headline is their difference."""
+    if not report.get("gain"):
+        return ""
+    best, own = _best_baseline(report), report["rows"][0]["heldout"]
+    text = (
+        f"The winner, {report['winner']['name']}, reaches {_percent(own)} of the best experts’ "
+        "accuracy, mean of the tasks"
+    )
+    return text + (f"; {best['name']} {_percent(best['heldout'])}." if best else ".")
+
+
+def _summary(report: Mapping[str, Any], background: Mapping[str, Any]) -> str:
+    record = background.get("record")
+    if record is None:
+        return ""
+    study = record["study"]
+    experts, tasks = study["models"]["experts"], study["tasks"]
+    done = sum(one["state"] != "running" for one in background["trials"])
+    dimensions = len(record["holes"])
+    return (
+        f"{len(experts)} expert{'s' * (len(experts) != 1)} ({', '.join(experts)}), "
+        f"{len(tasks)} task{'s' * (len(tasks) != 1)}, {done} trials of {record['optimizer']} in "
+        f"{dimensions} dimension{'s' * (dimensions != 1)}; {study['splits']['heldout']} held-out "
+        "items a task. In brackets: 95\u00a0% intervals."
+    )
+
+
+def _front(
+    front: Sequence[Mapping[str, Any]], tasks: Sequence[str], winner: int | None
+) -> dict[str, Any]:
+    ordered = sorted(front, key=lambda one: -one["normalized"])
+    few = ordered[:_THREADS]
+    return {
+        "chosen_in_front": winner in [one["trial"] for one in few],
+        "front": ordered,
+        "front_tasks": tasks if not front else list(front[0]["select"]),
+        "plane": plane(ordered, tasks) if front and len(tasks) == 2 else None,
+        "threads": parallel(few, tasks) if front and len(tasks) > 2 else None,
+    }
+
+
+def _winner(report: Mapping[str, Any], background: Mapping[str, Any]) -> dict[str, Any]:
+    recipe, record = report["winner"].get("recipe"), background.get("record")
+    if recipe is None or record is None:
+        return {"heat": None, "paper": ""}
+    models = record["study"]["models"]
+    names = {ref: name for name, ref in [("base", models["base"]), *models["experts"].items()]}
+    heat = heat_maps(recipe, record["tensors"], names)
+    for one in heat["maps"] if heat else ():
+        one["every"] = next(n for n in _EVERY if n * _LABELS >= one["layers"] or n == _EVERY[-1])
+    return {"heat": heat, "paper": _method(recipe["merge_method"]).paper}
+
+
+def _method(name: str) -> Any:
+    from evomerge.errors import Place, RecipeError
+
+    return get(name, Place("the recipe", RecipeError))
+
+
+def _search(report: Mapping[str, Any], background: Mapping[str, Any]) -> dict[str, Any]:
+    trials = background.get("trials") or []
+    stages = report["search"].get("stages") or []
+    found = course(trials, background.get("baselines") or {}, stages)
+    label = ""
+    if found is not None:
+        values = [one["fitness"] for one in trials if one["fitness"] is not None]
+        label = (
+            f"Fitness of {len(trials)} trials, from {min(values):.3f} to {max(values):.3f}, and "
+            "the best so far"
+        )
+        points = [one["trial"] for one in found["points"]]
+        found["below"] = any(one["below"] for one in found["points"])
+        found["early"] = any(one["seen"] is not None for one in points)
+        found["chosen"] = report["winner"].get("trial") in [one["number"] for one in points]
+    references = [row["name"] for row in report["rows"] if row["kind"] == "reference"]
+    return {
+        "course": found,
+        "course_label": label,
+        "references": references,
+        "importance": _importance(background.get("importance")),
+    }
+
+
+def _importance(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the holes that a regression on the trials makes most of, and what it is worth."""
+    if found is None or len(found["holes"]) < 2:
+        return None
+    shown, others = found["holes"][:_HOLES], found["holes"][_HOLES:]
+    most = shown[0]["share"] or 1.0
+    worth = max(0.0, found["explained"])
+    doubt = (
+        "so the shares below are a good guide to what moved the fitness."
+        if worth >= 0.5
+        else "so take the shares below as a hint at best."
+    )
+    return {
+        "sentence": (
+            "Each hole’s share of what a quadratic ridge regression on "
+            f"{found['trials']} trials explains. It foresees {100 * worth:.0f}\u00a0% of the "
+            f"variance of the rank of a trial that it has not seen, {doubt} The trials are those "
+            "that the search has chosen, and holes may act together: shares prove no cause."
+        ),
+        "shown": [{**one, "width": round(100 * one["share"] / most, 2)} for one in shown],
+        "rest": (
+            f"The other {len(others)} holes together: "
+            f"{100 * sum(one['share'] for one in others):.1f}\u00a0%."
+            if others
+            else ""
+        ),
+    }
+
+
+def _optimism(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return ""
+    value, low, high = (100 * found[key] for key in ("value", "low", "high"))
+    text = (
+        "The winner’s normalized accuracy on the search items less that on the held-out items is "
+        f"{value:+.1f} points [{low:.1f}, {high:.1f}]"
+    )
+    if low > 0:
+        return f"{text}: that is what choosing by the search items has flattered it by."
+    return f"{text}, so choosing by the search items has not flattered it measurably."
+
+
+def _fidelity(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    last = found.get("after") or found.get("before")
+    figures = []
+    if last is not None:
+        figures = [
+            ("Expected correlation of measured and true fitness", f"{last['correlation']:.2f}"),
+            ("Noise of a trial’s fitness", f"{100 * last['noise']:.1f} points"),
+            ("Spread of the trials’ fitness", f"{100 * last['spread']:.1f} points"),
+            ("Least difference that is not noise", f"{100 * last['resolved']:.1f} points"),
+        ]
+    sentences = found.get("sentences") or []
+    return {"sentences": sentences, "figures": figures} if sentences or figures else None
+
+
+def _calibration(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    kinds = {row["name"]: row["kind"] for row in report["rows"]}
+    return [
+        {"name": name, "kind": kinds.get(name, "baseline"), "task": task, **figures}
+        for name, tasks in (report.get("calibration") or {}).items()
+        for task, figures in tasks.items()
+    ]
+
+
+def _repeat(report: Mapping[str, Any], background: Mapping[str, Any]) -> dict[str, Any]:
+    record, recipe = background.get("record"), background.get("recipe")
+    if record is None:
+        return {"study": None, "recipe": recipe, "ignored": "", "citations": ""}
+    study, origin = record["study"], record.get("origin")
+    lines = [line for line in (recipe or "").splitlines() if line.startswith("# mergekit ignores")]
+    inputs = background.get("inputs") or {}
+    items = record["items"]
+    return {
+        "recipe": recipe,
+        "ignored": lines[0].removeprefix("# mergekit ").removesuffix(".") if lines else "",
+        "citations": bibtex(report["winner"]["recipe"]["merge_method"], record["optimizer"]),
+        "study": dump_yaml(study),
+        "optimizer": record["optimizer"],
+        "seed": study["search"]["seed"],
+        "seconds": background.get("seconds"),
+        "origin": None if origin is None else origin["study"],
+        "versions": list(record["versions"].items()),
+        "fingerprints": [
+            *((f"weights of {ref}", digest) for ref, digest in inputs.items()),
+            *((f"items of {task}", digest) for task, digest in items.items()),
+            ("merged weights", report["winner"].get("weights", "")),
+        ],
+    }

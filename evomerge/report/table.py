@@ -14,8 +14,12 @@ _SPLITS = {"search": "search", "select": "select", "heldout": "held-out"}
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
     """Print normalized accuracies with 95 % intervals, and the tasks' held-out accuracies.
 
-    Without a console it goes to stdout, wide where that is no terminal.
+    Above them stands what they come to, below them how far they can be trusted. Without a console
+    it goes to stdout, wide where that is no terminal.
     """
+    console = console or _stdout()
+    for sentence in headlines(report):
+        console.print(sentence, markup=False)
     rows = report["rows"]
     tasks = list(rows[0]["heldout"]["tasks"])
     table = Table(
@@ -45,12 +49,59 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
             *(f"{held['tasks'][task]:.3f}" for task in tasks),
             style="bold" if row["kind"] == "winner" else None,
         )
-    console = console or _stdout()
     console.print(table)
+    for sentence in report.get("fidelity", {}).get("sentences", ()):
+        console.print(sentence, markup=False)
     if report["search"]["ended"] is not None:
         console.print(report["search"]["ended"])
     if report.get("front"):
         console.print(_front(report))
+    if report.get("calibration"):
+        console.print(_calibration(report["calibration"]))
+
+
+def headlines(report: Mapping[str, Any]) -> list[str]:
+    """Return what the report comes to: the winner's gain, and how far its search figure flatters.
+
+    Studies of earlier versions have neither.
+    """
+    if "gain" not in report:
+        return []
+    gain, line = report["gain"], report["gain"]["line"]
+    found = [gain["sentence"]]
+    if gain["baseline"]["name"] != line["name"]:
+        found.append(f"above the best task-arithmetic scale by {_points(line)}")
+    flattered = _points(report["rows"][0]["optimism"])
+    found.append(f"the winner's figure on search items less that on held-out: {flattered}")
+    return found
+
+
+def _points(found: Mapping[str, float]) -> str:
+    value, low, high = (100 * found[key] for key in ("value", "low", "high"))
+    return f"{value:+.1f} points [{low:.1f}, {high:.1f}]"
+
+
+def _calibration(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """Return calibration error, Brier score and negative log-likelihood by model and task."""
+    tasks = list(dict.fromkeys(task for figures in found.values() for task in figures))
+    table = Table(
+        title="calibration on held-out items: error · Brier score · negative log-likelihood",
+        caption="0 is best · error: confidence less accuracy, in 15 bins of as many items",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("model", no_wrap=True)
+    for task in tasks:
+        table.add_column(task, justify="right", no_wrap=True)
+    for name, figures in found.items():
+        cells = [
+            " ".join(f"{figures[task][key]:.3f}" for key in ("error", "brier", "likelihood"))
+            if task in figures
+            else "–"
+            for task in tasks
+        ]
+        table.add_row(name, *cells)
+    return table
 
 
 def _front(report: Mapping[str, Any]) -> Table:

@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from evomerge.checkpoints import ModelRef
+from evomerge.citations import bibtex
 from evomerge.merger.card import model_card, recipe_history
 from evomerge.slices import parse_any_recipe
 from evomerge.study.markdown import CAPTION, report_lines
@@ -34,7 +35,8 @@ def test_the_metadata_name_models_of_the_hub() -> None:
         "base_model": ["org/base", "org/math", "org/code", "org/lora"],
         "base_model_relation": "merge",
         "library_name": "transformers",
-        "tags": ["merge", "evomerge"],
+        "pipeline_tag": "text-generation",
+        "tags": ["merge", "evomerge", "ties"],
     }
     assert "\n# my model\n" in text
     assert "- [org/math@v2](https://huggingface.co/org/math/tree/v2)\n" in text
@@ -53,7 +55,7 @@ def test_folders_are_no_models_of_the_hub(tmp_path: Path, monkeypatch: pytest.Mo
     assert f"- `local/model`\n- [org/math](https://huggingface.co/org/math)\n- `{tmp_path}" in text
     assert str(ModelRef(str(tmp_path / "local"))) not in text.split("---")[1]
     data = ModelCard(card("local/model", "local", "local/model/.")).data.to_dict()
-    assert data == {"library_name": "transformers", "tags": ["merge", "evomerge"]}
+    assert data.keys() == {"library_name", "pipeline_tag", "tags"}
 
 
 @pytest.mark.parametrize(
@@ -117,3 +119,31 @@ def test_comments_that_are_of_no_study(tmp_path: Path) -> None:
     file.write_text("# Study s: the best so far, trial 3.\n# Merge with: x\nmerge_method: ties\n")
     assert recipe_history(file) == ["Study s: the best so far, trial 3."]
     assert "Where the recipe" not in card(*HUB)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "use"),
+    [
+        (["LlamaForCausalLM"], "text-generation"),
+        (["BertForSequenceClassification"], "text-classification"),
+        (["BertForTokenClassification"], "token-classification"),
+        (["BertForMaskedLM"], "fill-mask"),
+        (["T5ForConditionalGeneration"], None),
+        ([], None),
+        ("odd", None),
+    ],
+)
+def test_what_the_hub_calls_its_use(architectures: Any, use: str | None) -> None:
+    data = ModelCard(card(*HUB, config={"architectures": architectures})).data
+    assert data.to_dict().get("pipeline_tag") == use
+
+
+def test_what_to_cite() -> None:
+    cited = card(*HUB).split("## Cite\n\n```bibtex\n")[1]
+    assert cited == f"{bibtex('ties')}\n```\n"
+
+
+def test_the_gain_stands_before_the_table() -> None:
+    report = {"rows": [row("winner", "winner", "trial 7", 0.9, 0.8, 0.7)]}
+    report |= {"gain": {"sentence": "the winner beats the best baseline"}}
+    assert report_lines(report)[0] == f"The winner beats the best baseline. {CAPTION}"

@@ -1,14 +1,11 @@
-"""The report as a table and as a page: the numbers stand there, names cannot break it."""
+"""The report as a table: the numbers stand there, names cannot break it."""
 
 import io
-import xml.dom.minidom
-from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from evomerge.report.html import write_html
 from evomerge.report.table import print_report
 
 
@@ -43,13 +40,44 @@ def test_table_has_the_numbers(report: dict[str, Any]) -> None:
     assert "<script>alert(1)</script>" in text
 
 
-def test_what_ended_a_search_early_is_said(tmp_path: Path, report: dict[str, Any]) -> None:
+def told(report: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    print_report(report, Console(file=stream, width=140))
+    return stream.getvalue()
+
+
+def test_what_it_comes_to_stands_above_the_table(report: dict[str, Any]) -> None:
+    line = {"name": "task arithmetic", "value": 0.05, "low": 0.031, "high": 0.0725}
+    best = {"name": "TIES", "value": 0.04, "low": -0.01, "high": 0.06}
+    report["gain"] = {"baseline": best, "line": line, "sentence": "The winner [1] beats it."}
+    report["rows"][0]["optimism"] = {"value": -0.01, "low": -0.02, "high": 0.005}
+    assert told(report).splitlines()[:3] == [
+        "The winner [1] beats it.",
+        "above the best task-arithmetic scale by +5.0 points [3.1, 7.2]",
+        "the winner's figure on search items less that on held-out: -1.0 points [-2.0, 0.5]",
+    ]
+    report["gain"]["baseline"] = line
+    assert "scale by" not in told(report)
+
+
+def test_fidelity_and_calibration_stand_below_the_table(report: dict[str, Any]) -> None:
+    report["fidelity"] = {"sentences": ["the items rank them", "but not well"]}
+    figures = {"error": 0.1, "brier": 0.25, "likelihood": 1.5}
+    report["calibration"] = {"winner": {"a": figures}, "ensemble": {"a": figures, "b": figures}}
+    lines = told(report).splitlines()
+    assert lines.index("but not well") == lines.index("the items rank them") + 1
+    table = [line.strip("│ ").split("│") for line in lines if ".100 0" in line]
+    assert [[one.strip() for one in row] for row in table] == [
+        ["winner", "0.100 0.250 1.500", "–"],
+        ["ensemble", "0.100 0.250 1.500", "0.100 0.250 1.500"],
+    ]
+
+
+def test_what_ended_a_search_early_is_said(report: dict[str, Any]) -> None:
     report["search"]["ended"] = "The search ended after 9 < 60 trials."
     stream = io.StringIO()
     print_report(report, Console(file=stream, width=140))
     assert "The search ended after 9 < 60 trials." in stream.getvalue()
-    write_html(tmp_path / "report.html", "s", report, [(0, 0.5)])
-    assert "The search ended after 9 &lt; 60 trials." in (tmp_path / "report.html").read_text()
 
 
 def member(trial: int, first: float, second: float, holds: bool) -> dict[str, Any]:
@@ -81,51 +109,7 @@ def test_the_front_is_a_table_best_first(front: dict[str, Any]) -> None:
     assert "a&b" in stream.getvalue()
 
 
-def test_a_report_of_one_objective_has_no_trade_offs(
-    tmp_path: Path, report: dict[str, Any]
-) -> None:
+def test_a_report_of_one_objective_has_no_trade_offs(report: dict[str, Any]) -> None:
     stream = io.StringIO()
     print_report(report, Console(file=stream, width=140))
-    write_html(tmp_path / "report.html", "s", report, [(0, 0.5)])
     assert "trade-offs" not in stream.getvalue()
-    assert "Trade-offs" not in (tmp_path / "report.html").read_text()
-
-
-def test_the_front_on_the_page(tmp_path: Path, front: dict[str, Any]) -> None:
-    write_html(tmp_path / "report.html", "s", front, [(0, 0.5)])
-    text = (tmp_path / "report.html").read_text().split("<h2>Trade-offs</h2>")[1]
-    rows = text.split("</table>")[0].split("<tr")[1:]
-    assert "<th>a&amp;b</th><th>c</th>" in rows[0]
-    assert rows[1].startswith(' class="winner"><td>trial 7 *</td>')
-    assert "<td>1.250 <small>1.000</small></td><td>0.750 <small>0.500</small></td>" in rows[1]
-    assert rows[2].startswith(' class="baseline"><td>trial 3</td>')
-    assert len(rows) == 3
-
-
-def test_page_is_well_formed_and_self_contained(tmp_path: Path, report: dict[str, Any]) -> None:
-    page = tmp_path / "report.html"
-    history = [(0, 0.5), (1, None), (2, 0.75)]
-    write_html(page, "s<1>", report, history)
-    text = page.read_text()
-    assert "<script" not in text
-    assert "http" not in text
-    assert "s&lt;1&gt;" in text
-    assert "0.812" in text
-    for start in text.split("<svg")[1:]:
-        drawing = xml.dom.minidom.parseString("<svg" + start.split("</svg>")[0] + "</svg>")
-        circles = drawing.getElementsByTagName("circle")
-        assert len(circles) in (3, 2)  # one per row; one per trial that succeeded
-
-
-def test_intervals_are_drawn_to_scale(tmp_path: Path, report: dict[str, Any]) -> None:
-    page = tmp_path / "report.html"
-    write_html(page, "s", report, [(0, 0.5)])
-    drawing = page.read_text().split("<svg")[1].split("</svg>")[0]
-    circles = xml.dom.minidom.parseString(f"<svg{drawing}</svg>").getElementsByTagName("circle")
-    x = [float(circle.getAttribute("cx")) for circle in circles]
-    assert (x[0] - x[1]) / (x[2] - x[1]) == pytest.approx((0.8125 - 0.5) / (0.875 - 0.5), abs=1e-3)
-
-
-def test_a_study_without_success_still_has_a_page(tmp_path: Path, report: dict[str, Any]) -> None:
-    write_html(tmp_path / "report.html", "s", report, [(0, None)])
-    assert "No trial succeeded." in (tmp_path / "report.html").read_text()
