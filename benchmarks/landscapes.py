@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,46 @@ _PLACE = Place("the benchmark", InputError)
 _HIGH = 1.5  # end of the range of a weight
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(Protocol):
     """What one candidate is worth: as the search measures it, as finals do, and in truth."""
+
+    @property
+    def measured(self) -> float:
+        """The fitness that the optimizer is told."""
+        ...
+
+    @property
+    def select(self) -> float:
+        """What the winner is picked by."""
+        ...
+
+    @property
+    def true(self) -> float:
+        """What it is worth."""
+        ...
+
+    @property
+    def tasks(self) -> tuple[float, ...]:
+        """The score of each task."""
+        ...
+
+
+class Layered(Protocol):
+    """Something whose merges have a weight for each expert, layer and group of modules."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """How many experts, layers and groups."""
+        ...
+
+    def point(self, weights: Array, draw: int) -> Point:
+        """Measure a candidate; `draw` numbers the draws of noise."""
+        ...
+
+
+@dataclass(frozen=True)
+class Known:
+    """A point of a landscape, whose worth is known."""
 
     measured: float
     select: float
@@ -138,16 +175,16 @@ class Weights:
         """Return the true fitness."""
         return float(self.scores(weights).mean())
 
-    def point(self, weights: Array, draw: int) -> Point:
+    def point(self, weights: Array, draw: int) -> Known:
         """Measure a candidate; `draw` numbers the draws of noise."""
         tasks = tuple(self.scores(weights).tolist())
         true = float(np.mean(tasks))
         if self._items:
             scores = np.mean([self._margins(task, weights) for task in range(len(self._optima))], 0)
             count = self._items  # finalists are scored on twice as many other items
-            return Point(float(scores[:count].mean()), float(scores[count:].mean()), true, tasks)
+            return Known(float(scores[:count].mean()), float(scores[count:].mean()), true, tasks)
         noise = np.random.default_rng([self._seed, 7, draw]).normal(size=2) * self._noise
-        return Point(true + noise[0], true + noise[1] / np.sqrt(2), true, tasks)
+        return Known(true + noise[0], true + noise[1] / np.sqrt(2), true, tasks)
 
     def _margins(self, task: int, weights: Array) -> Array:
         """Return the smoothed margins of a task's items, which are easier the better the score."""
@@ -278,6 +315,6 @@ class Mixed:
 
         def measure(values: dict[str, Any], draw: int) -> Point:
             true = self.true(values)
-            return Point(true, true, true)
+            return Known(true, true, true)
 
         return Problem(Genome(self.holes), measure, starts, len(LINE) + self._experts)

@@ -20,11 +20,15 @@ class Past:
 
 
 class LanguageModel(Protocol):
-    """What scoring asks of a model: logits, each position's up to a constant of its own."""
+    """What scoring asks of a model: logits, each position's up to a constant of its own.
+
+    A model with `labels` classifies texts, and has `classes` in the place of all else.
+    """
 
     device: torch.device
     vocabulary: int  # number of token ids, V
     context: int | None  # most tokens of a sequence, where the model has a limit
+    labels: tuple[str, ...]  # names of the C classes
 
     def logits(self, ids: torch.Tensor, keep: int, past: Past | None = None) -> torch.Tensor:
         """Run sequences, int64 [B, T], padded on the right with any token, each after its past.
@@ -34,10 +38,11 @@ class LanguageModel(Protocol):
         """
         ...
 
-    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
+    def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
         """Run sequences, int64 [B, T] without padding, and return the state for pasts of others.
 
-        None where the model cannot go on from a state with more than one token.
+        None where the model cannot go on from a state with more than one token, or, with `gaps`,
+        where no padding may stand between a state and what follows it.
         """
         ...
 
@@ -46,14 +51,29 @@ class LanguageModel(Protocol):
     ) -> tuple[torch.Tensor, object]:
         """Run int64 [B, T], padded on the left, after what `cache` has seen (None: nothing).
 
-        `mask` int64 [B, past + T] is 0 on padding. Returns floating [B, V], what follows the last
-        position, and the cache for the next step.
+        The first `cache` may be a Past of states with gaps. `mask` int64 [B, past + T] is 0 on
+        padding. Returns floating [B, V], what follows the last position, and the cache for the next
+        step; a cache is used once.
+        """
+        ...
+
+    def keep(self, cache: object, rows: torch.Tensor) -> object:
+        """Return the cache of a step for the rows int64 [n] alone, which go on."""
+        ...
+
+    def classes(
+        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Classify sequences, int64 [B, T], padded on the right where `mask` int64 [B, T] is 0.
+
+        `types` int64 [B, T] says which of two texts a token is of, where the tokenizer does.
+        Returns the classes' logits, floating [B, C].
         """
         ...
 
 
 class Ensemble:
-    """The probability ensemble: the mean of the members' next-token probabilities.
+    """The probability ensemble: the mean of the members' probabilities of tokens or classes.
 
     Deep ensembles (Lakshminarayanan et al. 2017, arXiv:1612.01474, section 2.4), token by token.
     Its logits are log-probabilities, float32.
@@ -64,6 +84,7 @@ class Ensemble:
         self.device = members[0].device
         self.vocabulary = members[0].vocabulary
         self.context = members[0].context
+        self.labels = members[0].labels
 
     @torch.inference_mode()
     def logits(self, ids: torch.Tensor, keep: int, past: Past | None = None) -> torch.Tensor:
@@ -71,10 +92,10 @@ class Ensemble:
         each = zip(self._members, self._pasts(past), strict=True)
         return _log_mean((one.logits(ids, keep, its) for one, its in each), len(self._members))
 
-    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
+    def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
         """See LanguageModel; the state is the list of the members' states."""
         each = zip(self._members, self._pasts(past), strict=True)
-        states = [one.remember(ids, its) for one, its in each]
+        states = [one.remember(ids, its, gaps) for one, its in each]
         return None if any(state is None for state in states) else states
 
     def _pasts(self, past: Past | None) -> list[Past | None]:
@@ -86,11 +107,26 @@ class Ensemble:
         self, ids: torch.Tensor, mask: torch.Tensor, cache: object
     ) -> tuple[torch.Tensor, object]:
         """See LanguageModel; the cache is the list of the members' caches."""
-        caches = cache if isinstance(cache, list) else [None] * len(self._members)
+        caches: Sequence[object] = self._pasts(cache if isinstance(cache, Past) else None)
+        if isinstance(cache, list):
+            caches = cache
         found = [
             member.step(ids, mask, past) for member, past in zip(self._members, caches, strict=True)
         ]
         return _log_mean((logits for logits, _ in found), len(found)), [past for _, past in found]
+
+    def keep(self, cache: object, rows: torch.Tensor) -> object:
+        """See LanguageModel."""
+        caches = cache if isinstance(cache, list) else []
+        return [member.keep(one, rows) for member, one in zip(self._members, caches, strict=True)]
+
+    @torch.inference_mode()
+    def classes(
+        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See LanguageModel."""
+        each = (one.classes(ids, mask, types) for one in self._members)
+        return _log_mean(each, len(self._members))
 
 
 def _log_mean(members: Iterable[torch.Tensor], count: int) -> torch.Tensor:

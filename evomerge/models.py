@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 from collections.abc import Mapping
@@ -14,23 +13,22 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from evomerge.errors import CheckpointError, first_line
+from evomerge import key_values
+from evomerge.errors import CheckpointError, DataError, first_line
+from evomerge.headers import read_json
 from evomerge.language_model import Past
 from evomerge.tokenizer_files import Tokenizer, brings_code, read_tokenizer, untrusted
 
 _SMALL = 20_000_000  # parameters; below, more threads cost more than they bring
 
-# Attention that sees all before it, or a window of it; states of other kinds go on token by token.
-_PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
-
 
 class LiveModel:
-    """A causal language model whose parameters are the given tensors, not copies of them.
+    """A causal language model, or a classifier of texts, whose parameters are the given tensors.
 
-    Writing into the tensors changes the model. `tensors` are named as in the checkpoint at
-    `folder`, whose config.json says what the model is. Code that comes with the checkpoint is run
-    only where `trust` is set. Raises CheckpointError where the model class is unknown or such code,
-    does not take its parameters one to one from the tensors, or does not run.
+    They are not copied: writing into the tensors changes the model. `tensors` are named as in the
+    checkpoint at `folder`, whose config.json says what the model is. Code that comes with the
+    checkpoint is run only where `trust` is set. Raises CheckpointError where the model class is
+    unknown or such code, does not take its parameters one to one from the tensors, or does not run.
     """
 
     def __init__(
@@ -50,18 +48,40 @@ class LiveModel:
         _prove_bound(model, tensors, folder)
         self._model = model.to(device).eval()
         text = config.get_text_config()
-        self.context: int | None = getattr(text, "max_position_embeddings", None)
+        self.context: int | None = _positions(model) or getattr(
+            text, "max_position_embeddings", None
+        )
+        self._pad: int | None = getattr(text, "pad_token_id", None)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
         self._takes_cache = "past_key_values" in accepted
+        self._remembers = {False, True} if self._takes_cache else set()
+        self._takes_types = "token_type_ids" in accepted
+        labels = config.id2label if _is_classifier(model_class.__name__) else {}
+        self.labels: tuple[str, ...] = tuple(str(labels[index]) for index in sorted(labels))
+        end = getattr(
+            text, "eos_token_id", None
+        )  # without which an encoder-decoder classifies nothing
+        one = torch.full((1, 1), end if isinstance(end, int) else 0, device=device)
         try:
-            one = self.logits(torch.zeros((1, 1), dtype=torch.int64, device=device), 1)
+            found = self.classes(one, torch.ones_like(one)) if labels else self.logits(one, 1)
         except Exception as problem:
             raise _unfit(model_class, folder, problem) from None
-        self.vocabulary: int = one.shape[-1]
+        rows = model.get_input_embeddings() if labels else None  # type: ignore[operator]
+        self.vocabulary: int = found.shape[-1] if rows is None else rows.weight.shape[0]
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The transformers model itself."""
+        return self._model
 
     def _run(self, ids: torch.Tensor, keep: int, **given: Any) -> Any:
+        if self.labels:
+            raise DataError(
+                f"expected a language model for a task that predicts tokens, got "
+                f"{type(self._model).__name__}; ask it in a task of the kind classification"
+            )
         if self._takes_keep:
             given["logits_to_keep"] = keep
         return self._model(input_ids=ids, **given)
@@ -73,13 +93,15 @@ class LiveModel:
         return found[:, -keep:]
 
     @torch.inference_mode()
-    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
+    def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
         """See LanguageModel."""
-        if not self._takes_cache:
+        if gaps not in self._remembers:
             return None
         state = self._run(ids, 1, **_continued(past) | {"use_cache": True}).past_key_values
-        layers = {type(layer).__name__ for layer in getattr(state, "layers", [None])}
-        return state if layers <= _PLAIN_LAYERS else None
+        if key_values.goes_on(state, gaps):
+            return state
+        self._remembers.discard(gaps)  # so that it is tried once
+        return None
 
     @torch.inference_mode()
     def step(
@@ -87,7 +109,9 @@ class LiveModel:
     ) -> tuple[torch.Tensor, object]:
         """See LanguageModel. A model without a key-value cache runs all tokens again."""
         given: dict[str, Any] = {"attention_mask": mask, "use_cache": self._takes_cache}
-        if self._takes_cache:
+        if isinstance(cache, Past):
+            given |= _continued(cache)
+        elif self._takes_cache:
             given["past_key_values"] = cache
         elif isinstance(cache, torch.Tensor):
             ids = torch.cat([cache, ids], dim=1)
@@ -95,24 +119,56 @@ class LiveModel:
             positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
             given["position_ids"] = positions[:, -ids.shape[1] :]
         result = self._run(ids, 1, **given)
-        return result.logits[:, -1], result.past_key_values if self._takes_cache else ids
+        if not self._takes_cache:
+            return result.logits[:, -1], ids
+        return result.logits[:, -1], key_values.with_room(result.past_key_values)
+
+    @torch.inference_mode()
+    def keep(self, cache: Any, rows: torch.Tensor) -> object:
+        """See LanguageModel."""
+        if isinstance(cache, torch.Tensor):
+            return cache[rows]
+        cache.reorder_cache(rows)
+        return cache
+
+    @torch.inference_mode()
+    def classes(
+        self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See LanguageModel. Where nothing is known to pad with, sequences run one by one."""
+        if not self.labels:
+            raise DataError(
+                f"expected a classifier for a task of the kind classification, got "
+                f"{type(self._model).__name__}; ask it in a task of another kind"
+            )
+        if self._pad is None and len(ids) > 1:
+            kinds = torch.zeros_like(ids) if types is None else types
+            each = [
+                self.classes(row[real][None], real[real][None], kind[real][None])
+                for row, real, kind in zip(ids, mask.bool(), kinds, strict=True)
+            ]
+            return torch.cat(each)
+        if self._pad is not None:  # by which the library finds the last token
+            ids = torch.where(mask.bool(), ids, self._pad)
+        given = {"token_type_ids": types} if self._takes_types and types is not None else {}
+        found: torch.Tensor = self._model(input_ids=ids, attention_mask=mask, **given).logits
+        return found
 
 
 def _continued(past: Past | None) -> dict[str, Any]:
     if past is None:
         return {"use_cache": False}
-    cache: Any = copy.deepcopy(past.state)
-    cache.reorder_cache(past.rows)
-    return {"use_cache": True, "past_key_values": cache}
+    return {"use_cache": True, "past_key_values": key_values.followed(past.state, past.rows)}
 
 
 def load_tokenizer(folder: Path, trust: bool = False) -> Tokenizer:
     """Return the tokenizer of a model's folder, to score with; its code may run with `trust`.
 
-    Raises CheckpointError where there is none, or none that says where a text ends.
+    Raises CheckpointError where there is none, or none that says where a text ends, unless the
+    model is a classifier.
     """
     tokenizer = read_tokenizer(folder, trust)
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and not is_classifier(folder):
         raise CheckpointError(f"expected a tokenizer with an eos token, got none in {folder}")
     return tokenizer
 
@@ -138,6 +194,25 @@ def check_runnable(
                 f"expected {name} of shape {list(parameter.shape)} as {folder}/config.json says, "
                 f"got {list(shapes[name])} in the weights"
             )
+
+
+def is_classifier(folder: Path) -> bool:
+    """Return whether a model's folder says that it classifies texts."""
+    file = folder / "config.json"
+    names = read_json(file).get("architectures") if file.is_file() else None
+    return isinstance(names, list) and any(_is_classifier(str(one)) for one in names[:1])
+
+
+def _is_classifier(architecture: str) -> bool:
+    return architecture.endswith("ForSequenceClassification")
+
+
+def _positions(model: torch.nn.Module) -> int | None:
+    """Return for how many tokens there are positions where those of padding come before them."""
+    for name, part in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(part, torch.nn.Embedding):
+            return part.num_embeddings - (-1 if part.padding_idx is None else part.padding_idx) - 1
+    return None
 
 
 def use_threads(parameters: int) -> None:

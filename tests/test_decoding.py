@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from evomerge import decoding
+from evomerge import batches, budgets, decoding
+from evomerge.budgets import Budget
 from evomerge.decoding import Forced, TokenSequence, greedy, teacher_force
 from evomerge.errors import DataError
 from evomerge.language_model import Ensemble, LanguageModel, Past
@@ -85,15 +86,15 @@ class Spy:
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self.device, self.vocabulary, self.context = model.device, model.vocabulary, model.context
-        self.step, self.tokens = model.step, 0
+        self.step, self.keep, self.tokens = model.step, model.keep, 0
 
     def logits(self, ids: torch.Tensor, keep: int, past: Past | None = None) -> torch.Tensor:
         self.tokens += ids.numel()
         return self._model.logits(ids, keep, past)
 
-    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
+    def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
         self.tokens += ids.numel()
-        return self._model.remember(ids, past)
+        return self._model.remember(ids, past, gaps)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, "ensemble"])
@@ -124,6 +125,33 @@ def test_what_sequences_share_is_run_once(
         expected = [float(logs[place - 1, one.ids[place]]) for place in range(first, len(one.ids))]
         mine = slice(*forced.starts[index : index + 2])
         assert forced.log_probability[mine] == pytest.approx(expected, abs=3e-5)
+
+
+def test_groups_with_beginnings_of_their_own(tmp_path: Path) -> None:
+    model, plain = Spy(live(save_random(tmp_path, "llama"))), reference(tmp_path)
+    draw = np.random.default_rng(2)
+    system, *shots = (tuple(draw.integers(0, VOCABULARY, size=20).tolist()) for _ in range(3))
+    sequences = []
+    for number in range(60):  # the system prompt for all, shots for half of them each
+        tail = tuple(draw.integers(0, VOCABULARY, size=3 + number % 4).tolist())
+        sequences.append(TokenSequence(system + shots[number % 2] + tail, 2))
+    forced = teacher_force(model, sequences)
+    assert model.tokens < 20 + 2 * 20 + 60 * 6 + 60  # of padding
+    for index, one in enumerate(sequences):
+        mine = slice(*forced.starts[index : index + 2])
+        assert forced.margin[mine] == pytest.approx(one_by_one(plain, one)[1], abs=3e-5)
+
+
+def test_the_same_items_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches.forget()
+    planned = []
+    tree = batches.tree
+    monkeypatch.setattr(batches, "tree", lambda *given: planned.append(1) or tree(*given))
+    for _ in range(3):
+        teacher_force(Counting(vocabulary=VOCABULARY), ragged(20))
+    assert len(planned) == 1
+    teacher_force(Counting(vocabulary=VOCABULARY), ragged(20)[1:])
+    assert len(planned) == 2
 
 
 def test_sums_and_least_margins() -> None:
@@ -168,10 +196,11 @@ def test_every_process_gives_the_same_bits(tmp_path: Path) -> None:
     assert done.stdout.strip() == digest(teacher_force(model, ragged(200)))
 
 
+@pytest.mark.parametrize("name", CONFIGS)
 def test_neither_order_nor_company_nor_batches_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = live(save_random(tmp_path, "gemma2"))
+    model = live(save_random(tmp_path, name))
     sequences = ragged(60)
     forced = teacher_force(model, sequences)
     expected = parts(forced, forced.margin)
@@ -185,7 +214,7 @@ def test_neither_order_nor_company_nor_batches_matter(
     check([7, 7, 3])
     check([59])
     for tokens in (1, 64, 10**6):
-        monkeypatch.setattr(decoding, "_CPU_TOKENS", tokens)
+        monkeypatch.setattr(budgets, "_CPU", Budget(tokens, worth=tokens, held=tokens))
         check(range(60))
 
 
@@ -213,7 +242,7 @@ class Counting:
         found = torch.zeros((1, 1, 1), dtype=torch.bfloat16).expand(len(ids), keep, self.vocabulary)
         return found.clone() if self.vocabulary < 100 else found
 
-    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
+    def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
         return None
 
     def step(
@@ -221,13 +250,123 @@ class Counting:
     ) -> tuple[torch.Tensor, object]:
         raise NotImplementedError
 
+    def keep(self, cache: object, rows: torch.Tensor) -> object:
+        raise NotImplementedError
+
 
 def test_a_large_vocabulary_is_taken_in_small_batches() -> None:
     model: LanguageModel = Counting()
-    teacher_force(model, [TokenSequence((0,) * 40, 39)] * 23)
+    teacher_force(
+        model, [TokenSequence((0,) * number + (1,) * (40 - number), 39) for number in range(23)]
+    )
     assert isinstance(model, Counting)
     rows = [asked // (39 * 150_000) for asked in model.asked]
     assert rows == [11, 11, 1]  # 12 would be 512 tokens too, but more than 2^26 logits
+
+
+def test_sequences_that_differ_in_their_last_token_are_run_once() -> None:
+    model = Counting(vocabulary=50)
+    sequences = [
+        TokenSequence((3, 9, 9, last), scored) for last, scored in ((1, 1), (2, 3), (4, 2))
+    ]
+    forced = teacher_force(model, [*sequences, TokenSequence((3, 9, 8, 1), 1)])
+    assert model.asked == [2 * 3 * 50]
+    assert forced.starts.tolist() == [0, 1, 4, 6, 7]
+
+
+def like_memory(limit: int, problem: Exception) -> tuple[Counting, list[int]]:
+    """A model that raises where a batch has more tokens than `limit`, and the sizes asked."""
+    model, asked = Counting(vocabulary=VOCABULARY), []
+    run = model.logits
+
+    def logits(ids: torch.Tensor, keep: int, past: Past | None = None) -> torch.Tensor:
+        asked.append(ids.numel())
+        if ids.numel() > limit:
+            raise problem
+        return run(ids, keep, past)
+
+    model.logits = logits  # type: ignore[method-assign]
+    return model, asked
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        MemoryError(),
+    ],
+)
+def test_batches_are_halved_until_they_find_memory(
+    problem: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "_halvings", {})
+    sequences = ragged(60)
+    model, asked = like_memory(150, problem)
+    found = teacher_force(model, sequences)
+    failed = [place for place, size in enumerate(asked) if size > 150]
+    assert len(failed) == 2  # of at most 512 tokens and of 256
+    calls = len(asked) - failed[-1] - 1
+    teacher_force(model, sequences)  # which knows
+    assert len(asked) == failed[-1] + 1 + 2 * calls
+    assert budgets._halvings == {CPU: 2}
+    monkeypatch.setattr(budgets, "_halvings", {})
+    free = teacher_force(Counting(vocabulary=VOCABULARY), sequences)
+    assert found.margin.tobytes() == free.margin.tobytes()
+    assert found.starts.tolist() == free.starts.tolist()
+
+
+def test_one_item_that_finds_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "_halvings", {})
+    model, _ = like_memory(0, torch.OutOfMemoryError("out of memory"))
+    with pytest.raises(DataError, match="memory on cpu for one item at a time, got too little"):
+        teacher_force(model, ragged(4))
+
+
+def test_another_error_of_the_model_is_not_one_of_memory() -> None:
+    model, asked = like_memory(0, RuntimeError("expected scalar type Float"))
+    with pytest.raises(RuntimeError, match="scalar type"):
+        teacher_force(model, ragged(4))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "ensemble"])
+def test_prompts_with_a_common_beginning_continue_as_alone(name: str, tmp_path: Path) -> None:
+    kind = "llama" if name == "ensemble" else name
+    folders = [save_random(tmp_path / str(seed), kind, seed) for seed in range(2)]
+    model: LanguageModel = live(folders[0])
+    if name == "ensemble":
+        model = Ensemble([model, live(folders[1])])
+    prompts = [one.ids[:-1] for one in with_common_beginnings(24, 3, 2)]
+    most = [3 + index % 9 for index in range(len(prompts))]  # so that rows leave the batch
+    spy, widths = Spy(model), []
+
+    def step(ids: torch.Tensor, mask: torch.Tensor, cache: object) -> tuple[torch.Tensor, object]:
+        widths.append(ids.shape[1])
+        return model.step(ids, mask, cache)
+
+    spy.step = step
+    together = greedy(spy, prompts, most, lambda _, tokens: False)
+    alone = [
+        greedy(model, [prompt], [count], lambda _, tokens: False)[0]
+        for prompt, count in zip(prompts, most, strict=True)
+    ]
+    assert together == alone
+    whole = name in ("mamba", "gemma2")  # without a state, or with a window
+    assert (widths[0] < 24) != whole
+
+
+def test_rows_that_have_ended_leave_the_batch(tmp_path: Path) -> None:
+    model = live(save_random(tmp_path, "llama"))
+    spy, rows = Spy(model), []
+
+    def step(ids: torch.Tensor, mask: torch.Tensor, cache: object) -> tuple[torch.Tensor, object]:
+        rows.append(len(ids))
+        return model.step(ids, mask, cache)
+
+    spy.step = step
+    greedy(spy, [(5, 9, 2)] * 8, [1, 1, 2, 3, 4, 4, 6, 6], lambda _, tokens: False)
+    assert rows == [8, 6, 6, 4, 2, 2]
 
 
 def test_a_tie_goes_to_the_lower_token_as_argmax_has_it() -> None:

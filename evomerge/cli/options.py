@@ -22,6 +22,11 @@ MemoryChoice = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="let code that comes with the models run")
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="print results and errors alone")]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TRACKER", help="log trials to tensorboard, wandb or mlflow as well"),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="merge recipe")]
 OutDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="folder to make")]

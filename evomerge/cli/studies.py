@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,12 +18,17 @@ from evomerge.cli.options import (
     Json,
     MemoryChoice,
     NameArgument,
+    Quiet,
     Recipe,
     Storage,
     StudyArgument,
+    Track,
     Trials,
     Trust,
 )
+
+if TYPE_CHECKING:
+    from evomerge.study.run import Watcher
 
 
 @app.command()
@@ -34,15 +41,17 @@ def search(
     device: Device = None,
     memory: MemoryChoice = "auto",
     trust: Trust = False,
+    track: Track = None,
+    quiet: Quiet = False,
 ) -> None:
     """Launch a study; it lives in runs/NAME."""
     from evomerge.study import loop
 
     name = loop.default_name(study) if name is None else name
     machine: loop.Machine = {"device": device, "memory": memory, "trust": trust}
-    with bars() as shown:
+    with _watching(name, storage, track, quiet) as watcher:
         report = loop.search(
-            study, name, trials=trials, seed=seed, url=storage, watcher=shown, **machine
+            study, name, trials=trials, seed=seed, url=storage, watcher=watcher, **machine
         )
     _conclude(name, storage, report)
 
@@ -57,16 +66,34 @@ def resume(
     device: Device = None,
     memory: MemoryChoice = "auto",
     trust: Trust = False,
+    track: Track = None,
+    quiet: Quiet = False,
 ) -> None:
     """Go on with a study from its database; more --trials extend it."""
     from evomerge.study import loop
 
     machine: loop.Machine = {"device": device, "memory": memory, "trust": trust}
-    with bars() as shown:
+    with _watching(fork or name, storage, track, quiet) as watcher:
         report = loop.resume(
-            name, fork=fork, study=study, trials=trials, url=storage, watcher=shown, **machine
+            name, fork=fork, study=study, trials=trials, url=storage, watcher=watcher, **machine
         )
     _conclude(fork or name, storage, report)
+
+
+@contextlib.contextmanager
+def _watching(
+    name: str, url: str | None, track: list[str] | None, quiet: bool
+) -> Iterator[Watcher]:
+    """Yield what a study that is about to run tells of its progress."""
+    from evomerge.study.api import Study
+    from evomerge.study.standing import Reader
+    from evomerge.tracking import tracked
+
+    with (
+        bars(quiet=quiet, read=Reader(name, url).read) as shown,
+        tracked(track or (), Study(name, url), shown, shown.warn) as watcher,
+    ):
+        yield watcher
 
 
 def _conclude(name: str, url: str | None, report: dict[str, Any]) -> None:
@@ -105,6 +132,38 @@ def status(
         say(json.dumps(found[0] if name else found, indent=2))
     else:
         say("\n".join(map(summary.status_line, found)) or summary.none_yet(storage))
+
+
+@app.command()
+def watch(
+    name: NameArgument,
+    once: Annotated[bool, typer.Option("--once", help="show it once, and return")] = False,
+    storage: Storage = None,
+) -> None:
+    """Show how far a study is that another process runs, until it is finished."""
+    from evomerge.progress import watch as shown
+    from evomerge.study.standing import Reader
+
+    try:
+        shown(Reader(name, storage), once)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+@app.command()
+def dashboard(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="name of a study")] = None,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port; 0 is any free one")] = 8080,
+    storage: Storage = None,
+) -> None:
+    """Show a study in the browser, by optuna-dashboard, which can change nothing of it."""
+    from evomerge.study.dashboard import serve
+
+    try:
+        serve(name, storage, host, port, say)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 @app.command()

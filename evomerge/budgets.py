@@ -1,0 +1,63 @@
+"""How much is run at a time on a device: halved where its memory does not suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from evomerge.errors import DataError
+
+_NO_ROOM = ("out of memory", "not enough memory", "can't allocate memory")  # as torch puts it
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is run at a time: tokens, logits, and tokens that generation holds in its cache.
+
+    An own run is `worth` its overhead from so many tokens on that it saves.
+    """
+
+    tokens: int
+    worth: int
+    held: int
+    logits: int = 1 << 26
+
+
+_CPU = Budget(tokens=512, worth=256, held=8192)  # activations that stay in a core's cache
+_GPU = Budget(tokens=16384, worth=1024, held=32768)
+_halvings: dict[torch.device, int] = {}  # that a device's memory has asked for
+
+
+def within_memory(device: torch.device, run: Callable[[Budget], T]) -> T:
+    """Run with a device's budget: where memory does not suffice, again with half, from then on.
+
+    Raises DataError where it does not suffice for one sequence.
+    """
+    full = _CPU if device.type == "cpu" else _GPU
+    while True:
+        half = _halvings.get(device, 0)
+        try:
+            parts = (full.tokens, full.worth, full.held, full.logits)
+            return run(Budget(*(max(1, part >> half) for part in parts)))
+        except (RuntimeError, MemoryError) as problem:
+            if not _out_of_memory(problem):
+                raise
+        if full.held >> half <= 1:
+            raise DataError(
+                f"expected memory on {device} for one item at a time, got too little; leave out "
+                "the long ones, or free memory"
+            )
+        _halvings[device] = half + 1  # the same for all that follows: batches decide last bits
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _out_of_memory(problem: Exception) -> bool:
+    if isinstance(problem, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(problem).lower() for words in _NO_ROOM)

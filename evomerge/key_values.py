@@ -1,0 +1,79 @@
+"""The keys and values of a model's attention, to go on from: copied once, with room for more."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicLayer
+
+# Attention that sees all before it, or a window of it; states of other kinds go on token by token.
+_WHOLE, _WINDOW = "DynamicLayer", "DynamicSlidingWindowLayer"
+
+
+def goes_on(state: Any, gaps: bool) -> bool:
+    """Return whether more than one token at once may follow a state, with `gaps` after padding.
+
+    A window is counted in places, padding among them.
+    """
+    layers = {type(layer).__name__ for layer in getattr(state, "layers", [None])}
+    return layers <= ({_WHOLE} if gaps else {_WHOLE, _WINDOW})
+
+
+def followed(state: Any, rows: torch.Tensor) -> Any:
+    """Return what follows rows int64 [B] of a state that stays as it is."""
+    found = copy.copy(state)
+    found.layers = [copy.copy(layer) for layer in state.layers]
+    for layer in found.layers:  # adding to a layer makes new tensors
+        if layer.keys is not None:
+            layer.keys, layer.values = _chosen(layer.keys, rows), _chosen(layer.values, rows)
+    return found
+
+
+def _chosen(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    if len(tensor) == 1:
+        return tensor.expand(len(rows), *tensor.shape[1:])
+    return tensor.index_select(0, rows)
+
+
+class _Roomy(DynamicLayer):  # type: ignore[misc]
+    """Keys and values [B, heads, T, size] with room behind them: a new token moves none of them."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+        self._rooms = (keys, values)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add [B, heads, t, size] and return all."""
+        begin = self.keys.shape[-2]
+        end = begin + key_states.shape[-2]
+        if end > self._rooms[0].shape[-2]:
+            self._rooms = _more(self.keys, end), _more(self.values, end)
+        for room, new in zip(self._rooms, (key_states, value_states), strict=True):
+            room[:, :, begin:end] = new
+        self.keys, self.values = (room[:, :, :end] for room in self._rooms)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep these rows."""
+        super().reorder_cache(beam_idx)
+        self._rooms = self.keys, self.values
+
+
+def _more(tensor: torch.Tensor, needed: int) -> torch.Tensor:
+    room = tensor.new_empty(*tensor.shape[:2], needed + max(64, needed // 2), tensor.shape[3])
+    room[:, :, : tensor.shape[2]] = tensor
+    return room
+
+
+def with_room(cache: Any) -> Any:
+    """Give a cache room for more where its layers see all, in place; other layers stay."""
+    for place, layer in enumerate(getattr(cache, "layers", ())):
+        if type(layer) is DynamicLayer and layer.get_seq_length():
+            cache.layers[place] = _Roomy(layer.keys, layer.values)
+    return cache
