@@ -45,7 +45,7 @@ BUDGETS = (100, 300, 1000)
 QUICK = (40, 80)
 SPACE = "task_arithmetic"
 MERGEKIT = "mergekit-evolve"
-LIMITS = {"gp": 100, "tpe": 300}  # evaluations; models of many trials take minutes
+LIMITS = {"gp": 300, "tpe": 300}  # evaluations; models of many trials take minutes
 
 LANDSCAPES: dict[str, Callable[[int], Weights | Mixed]] = {
     "smooth d=8": partial(Weights, experts=2, layers=4),

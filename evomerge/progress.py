@@ -27,7 +27,7 @@ _POLL_SECONDS = 2.0  # … that another process runs
 _LINE_SECONDS = 30.0  # between two lines of a log, …
 _LINE_SHARE = 10  # … unless a tenth of the trials has been done since
 _BAR = 14  # columns
-_LABEL = 18  # columns at most
+_LABEL = 9  # columns at least; more than a third of the terminal's only where these are
 _OTHER_LINES = 8  # of a frame beside those of the stages and the tasks, at most
 _WORDS = {
     "baselines": "scoring the baselines, {} so far",
@@ -140,7 +140,7 @@ class Bars:
 
     def _frame(self) -> Table:
         rows = Table.grid(padding=(0, 1))
-        rows.add_column(max_width=_LABEL, no_wrap=True, overflow="ellipsis")
+        rows.add_column(no_wrap=True, overflow="ellipsis")
         rows.add_column(no_wrap=True, overflow="ellipsis")
         standing, stages = self._standing, list(self._stages.items())
         before = len(stages) if standing is None else self._before
@@ -151,9 +151,14 @@ class Bars:
             _add_standing(rows, standing, most)
         for title, stage in stages[before:]:
             rows.add_row(Text(title), _bar(*stage))
-        for label, text in {"memory": self._memory(), **self._notes}.items():
-            if text:
-                rows.add_row(label, Text(text))
+        if used := self._memory():
+            rows.add_row("memory", Text(used))
+        for label, text in self._notes.items():  # whole, since one may be a command
+            rows.add_row(label, Text(text, no_wrap=False, overflow="fold"))
+        labels, texts = rows.columns
+        longest = max((len(str(label)) for label in labels.cells), default=0)
+        labels.width = max(_LABEL, min(longest, self._console.width // 3))
+        texts.max_width = max(1, self._console.width - labels.width - 1)
         return rows
 
 

@@ -37,11 +37,11 @@ def sphere(values: Any, target: float = 0.6) -> float:
 def test_auto() -> None:
     choice = Genome((Hole("x", "categorical", 0, 1, 0, choices=(0, 1)), *plane(4).holes))
     assert optimizers.choose(choice, 100) == "cma_mixed"
-    assert optimizers.choose(plane(15), 150) == "gp"
-    assert optimizers.choose(plane(15), 151) == "cma_es"
+    assert optimizers.choose(plane(15), 300) == "gp"
+    assert optimizers.choose(plane(15), 301) == "cma_es"
     assert optimizers.choose(plane(33), 100) == "cma_es"
-    assert optimizers.choose(plane(1), 150) == "gp"
-    assert optimizers.choose(plane(1), 151) == "cma_mixed"
+    assert optimizers.choose(plane(1), 300) == "gp"
+    assert optimizers.choose(plane(1), 301) == "cma_mixed"
     with pytest.raises(InputError, match=r"did you mean 'cma_es'\?"):
         optimizers.get("cma", PLACE)
 

@@ -53,12 +53,13 @@ def bars(
     """Show progress; Ctrl-C ends in one line and exit status 130."""
     from evomerge.progress import Bars
 
-    with Bars(quiet, read) as shown:
-        try:
+    shown = Bars(quiet, read)
+    try:
+        with shown:
             yield shown
-        except KeyboardInterrupt as problem:
-            shown.warn(f"note: {str(problem) or f'stopped{hint}'}")
-            raise SystemExit(130) from None
+    except KeyboardInterrupt as problem:
+        shown.warn(f"note: {str(problem) or f'stopped{hint}'}")
+        raise SystemExit(130) from None
 
 
 def command() -> str:

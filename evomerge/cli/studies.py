@@ -91,7 +91,9 @@ def _watching(
 
     with (
         bars(quiet=quiet, read=Reader(name, url).read) as shown,
-        tracked(track or (), Study(name, url), shown, shown.warn) as watcher,
+        tracked(
+            track or (), Study(name, url), shown, lambda text: shown.warn(f"note: {text}")
+        ) as watcher,
     ):
         yield watcher
 

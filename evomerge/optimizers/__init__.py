@@ -21,8 +21,7 @@ from evomerge.genome import Genome, Vector
 
 AUTO = "auto"
 _FEW_DIMENSIONS = 32
-_FEW_TRIALS = 150
-_SOME_TRIALS = 300
+_FEW_TRIALS = 300
 _TOLERANCE = 1e-6  # of a replay; other CPUs move proposals by a few 1e-9
 
 
@@ -98,7 +97,7 @@ def choose(genome: Genome, trials: int, several: bool = False) -> str:
     process, whose cost grows with the cube of the trials; everything else for CMA-ES.
     """
     if several:
-        return "tpe" if trials <= _SOME_TRIALS else "nsga2"
+        return "tpe" if trials <= _FEW_TRIALS else "nsga2"
     if not genome.numeric:
         return "cma_mixed"
     if len(genome) <= _FEW_DIMENSIONS and trials <= _FEW_TRIALS:

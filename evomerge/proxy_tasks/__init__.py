@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge import plugins
 from evomerge.errors import Place
-from evomerge.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from evomerge.language_model import LanguageModel
 
 Vector = npt.NDArray[np.float64]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -20,36 +20,8 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
     console = console or _stdout()
     for sentence in headlines(report):
         console.print(sentence, markup=False)
-    rows = report["rows"]
-    tasks = list(rows[0]["heldout"]["tasks"])
-    table = Table(
-        title="normalized accuracy: merged over best expert, mean of the tasks",
-        caption="intervals: 95 %, paired bootstrap over items · "
-        "held-out items are scored once, at the end",
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("model", no_wrap=True)
-    for title in _SPLITS.values():
-        table.add_column(title, justify="right")
-    table.add_column("held-out 95 %", justify="right", no_wrap=True)
-    for task in tasks:
-        table.add_column(task, justify="right")
-    previous = rows[0]["kind"]
-    for row in rows:
-        if row["kind"] != previous:
-            table.add_section()
-            previous = row["kind"]
-        held = row["heldout"]
-        name = row["name"] + (f" ({row['detail']})" if row["detail"] else "")
-        table.add_row(
-            name,
-            *(f"{row[split]['normalized']:.3f}" for split in _SPLITS),
-            f"{held['low']:.3f} – {held['high']:.3f}",
-            *(f"{held['tasks'][task]:.3f}" for task in tasks),
-            style="bold" if row["kind"] == "winner" else None,
-        )
-    console.print(table)
+    console.print(_splits(report["rows"]))
+    console.print(_tasks(report["rows"]))
     for sentence in report.get("fidelity", {}).get("sentences", ()):
         console.print(sentence, markup=False)
     if report["search"]["ended"] is not None:
@@ -58,6 +30,60 @@ def print_report(report: Mapping[str, Any], console: Console | None = None) -> N
         console.print(_front(report))
     if report.get("calibration"):
         console.print(_calibration(report["calibration"]))
+
+
+def _splits(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the rows' normalized accuracies on the three splits."""
+    table = Table(
+        title="normalized accuracy: merged over best expert, mean of the tasks",
+        caption="intervals: 95 %, paired bootstrap over items · "
+        "held-out items are scored once, at the end",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("model", overflow="fold")
+    for title in _SPLITS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("held-out 95 %", justify="right", no_wrap=True)
+    for row in _sections(table, rows):
+        held = row["heldout"]
+        table.add_row(
+            _name(row),
+            *(f"{row[split]['normalized']:.3f}" for split in _SPLITS),
+            f"{held['low']:.3f} – {held['high']:.3f}",
+            style=_style(row),
+        )
+    return table
+
+
+def _tasks(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the rows' held-out accuracies by task."""
+    table = Table(title="held-out accuracy by task", title_justify="left")
+    table.add_column("model", overflow="fold")
+    for task in rows[0]["heldout"]["tasks"]:
+        table.add_column(task, justify="right", overflow="fold")
+    for row in _sections(table, rows):
+        figures = (f"{one:.3f}" for one in row["heldout"]["tasks"].values())
+        table.add_row(_name(row), *figures, style=_style(row))
+    return table
+
+
+def _sections(table: Table, rows: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Go through rows, a line drawn before each other kind."""
+    previous = rows[0]["kind"]
+    for row in rows:
+        if row["kind"] != previous:
+            table.add_section()
+            previous = row["kind"]
+        yield row
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['name']} ({row['detail']})" if row["detail"] else str(row["name"])
+
+
+def _style(row: Mapping[str, Any]) -> str | None:
+    return "bold" if row["kind"] == "winner" else None
 
 
 def headlines(report: Mapping[str, Any]) -> list[str]:

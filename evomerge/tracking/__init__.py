@@ -76,19 +76,15 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is None and not self._over:  # a kill may have kept trials from it
+            self._safely(lambda: self._tell(None))
+        if self._log is not None:
+            self._safely(self._log.close)
 
     def __call__(self, trial: TrialResult) -> None:
         """Log a trial that has ended."""
         if not self._over:
             self._safely(lambda: self._tell(trial))
-
-    def close(self) -> None:
-        """End the run, after the trials that a kill may have kept from it."""
-        if not self._over:
-            self._safely(lambda: self._tell(None))
-        if self._log is not None:
-            self._safely(self._log.close)
 
     def _safely(self, action: Callable[[], None]) -> None:
         """Do something that may fail in any way; the first time is noted and is the last."""

@@ -27,6 +27,8 @@ FORK = "`evomerge resume s --fork NEW`"
 def resume(name: str = "s", **options: Any) -> Silent:
     watcher = Silent()
     loop.resume(name, **{"trials": None, "url": None, "watcher": watcher, **options})
+    of_items = ("with 20 items a task", "the search items")  # what these can tell
+    watcher.notes = [one for one in watcher.notes if not one.startswith(of_items)]
     return watcher
 
 

@@ -85,17 +85,18 @@ def test_a_failing_candidate_is_a_failed_trial_and_replays(
     from evomerge.errors import CandidateError
     from evomerge.study.scorer import Scorer
 
-    score = Scorer.recipe
+    candidate = Scorer.candidate
     calls = 0
 
-    def sometimes(scorer: Scorer, recipe: Any, split: Any, exact: bool) -> Any:
+    def sometimes(scorer: Scorer, recipe: Any, split: Any) -> Any:
         nonlocal calls
         calls += 1
-        if not exact and score(scorer, recipe, split, exact)["sort"].score.sum() * 1e4 % 1 < 0.3:
+        found = candidate(scorer, recipe, split)
+        if found(None)["sort"].score.sum() * 1e4 % 1 < 0.3:
             raise CandidateError("this one cannot be scored")
-        return score(scorer, recipe, split, exact)
+        return found
 
-    monkeypatch.setattr(Scorer, "recipe", sometimes)
+    monkeypatch.setattr(Scorer, "candidate", sometimes)
     monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {"url": None, "device": "cpu", "watcher": Silent()}
     loop.search(family / "study.yaml", "s", trials=45, seed=0, **options)

@@ -128,8 +128,8 @@ def go_on_enqueuing(study: Path, name: str, url: str) -> None:
     ("optimizer", "make", "go", "step"),
     [
         *((name, mapping, go_on, 3 if name == "cma_es" else 23) for name in NAMES),
-        *((name, staged, go_on, 23) for name in STAGED),
-        ("cma_es", staged, go_on_enqueuing, 23),
+        *((name, staged, go_on, 47) for name in STAGED),
+        ("cma_es", staged, go_on_enqueuing, 47),
     ],
 )
 def test_death_at_commits_to_a_server(
@@ -144,7 +144,7 @@ def test_death_at_commits_to_a_server(
 ) -> None:
     """A sample: before or after every third commit for CMA-ES, every twenty-third for others.
 
-    With EVOMERGE_EVERY_COMMIT=1 it is before and after every one, which takes a quarter of an hour.
+    With EVOMERGE_EVERY_COMMIT=1 it is before and after every one, which takes half an hour.
     """
     write_study(tmp_path, make(optimizer))
     step = int(os.environ.get("EVOMERGE_EVERY_COMMIT", step))

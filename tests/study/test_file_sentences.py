@@ -176,8 +176,8 @@ SENTENCES: list[tuple[str, Any, str]] = [
     (
         "tasks.generation.temperature",
         0,
-        "expected a number > 0 (τ of sigmoid(margin/τ)), got 0 at "
-        "tasks.generation.temperature in study.yaml",
+        "expected a number > 0 (τ of sigmoid(margin/τ) (default: by the experts' margins)), "
+        "got 0 at tasks.generation.temperature in study.yaml",
     ),
     (
         "tasks.generation.chat",

@@ -204,12 +204,10 @@ def test_patience_counts_gains_and_waits_for_the_last_stage(fake: Path) -> None:
 
 
 def test_a_hopeless_search_ends_in_a_sentence(fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Any, recipe: Any, split: str, exact: bool) -> Any:
-        if not exact:
-            raise CandidateError("this one cannot be scored")
-        return self._scores(recipe.to_mapping(), split)
+    def fail(self: Any, recipe: Any, split: str) -> Any:
+        raise CandidateError("this one cannot be scored")
 
-    monkeypatch.setattr(FakeScorer, "recipe", fail)
+    monkeypatch.setattr(FakeScorer, "candidate", fail)
     data = mapping("cma_es")
     data["search"] |= {"trials": 60, "give_up": 7}
     text = "the first 7 trials all failed, so the search ends; correct the study"

@@ -4,14 +4,17 @@ import fcntl
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from evomerge import StopStudy, Study, cli
 from evomerge.errors import StudyError
+from evomerge.proxy_tasks import ItemScores
 from evomerge.study.background import background
+from evomerge.study.item_scores import pack
 from evomerge.study.standing import Reader, Scored, Standing
-from evomerge.study.store import database, only_writer
+from evomerge.study.store import Store, database, only_writer
 from tests.study.fake_study import TASKS, contents, go_on
 
 ITEMS = 20 * len(TASKS)
@@ -80,8 +83,23 @@ def test_a_study_that_is_extended_is_not_finished(fake: Path) -> None:
     study.run(trials=20, callbacks=[stop])
     found = Reader("s", None).read()
     assert (found.done, found.total, found.phase) == (15, 20, "trials")
-    assert found.baseline is not None
-    assert found.baseline.name != "winner"  # which the search items have scored as well
+
+
+@pytest.mark.parametrize("name", ["winner", "ensemble"])
+def test_what_is_no_baseline_is_not_the_best_of_them(name: str, fake: Path) -> None:
+    go_on(fake, "s")
+    before = Reader("s", None).read().baseline
+    store = Store.open("s", None, lambda: None)
+    whole = ItemScores(np.ones(20), np.ones(20))
+    items = pack(dict.fromkeys(TASKS, whole))
+    row = store.get(f"row:{name}:search")
+    store.set(f"row:{name}:search", {**row, "items": items})
+    assert Reader("s", None).read().baseline == before
+    store.set("row:TIES:search", {**store.get("row:TIES:search"), "items": items})
+    store.close()
+    after = Reader("s", None).read().baseline
+    assert after is not None
+    assert (after.name, dict(after.tasks)) == ("TIES", dict.fromkeys(TASKS, 1.0))
 
 
 def test_whether_somebody_runs_it(fake: Path) -> None:
@@ -137,9 +155,9 @@ def test_watching_once(fake: Path) -> None:
     found = CliRunner().invoke(cli.app, ["watch", "s", "--once"])
     assert found.exit_code == 0
     assert [line.rstrip() for line in found.stdout.splitlines()] == [
-        "trials                0/14",  # a bar that is empty
-        "now    scoring the baselines, 0 so far",
-        "note   nobody is running it; go on with `evomerge resume s`",
+        "trials                   0/14",  # a bar that is empty
+        "now       scoring the baselines, 0 so far",
+        "note      nobody is running it; go on with `evomerge resume s`",
     ]
     study.run()
     whole = CliRunner().invoke(cli.app, ["watch", "s"])  # of one that is finished it is the end

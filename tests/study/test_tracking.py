@@ -101,7 +101,7 @@ def test_tensorboard_has_every_trial_once_however_often_a_study_is_stopped(
     assert contents("s") == contents("whole")
 
 
-def test_what_a_study_has_left_is_logged_when_the_tracker_is_closed(
+def test_what_a_study_has_left_is_logged_at_the_end(
     fake: Path,
 ) -> None:
     study = Study.create(fake, name="s")
@@ -303,6 +303,9 @@ def test_the_option(fake: Path) -> None:
         "unknown tracker 'tensorbord' at --track in the command line; did you mean 'tensorboard'?"
     )
     assert not Path("runs").exists()
+    found = CliRunner().invoke(cli.app, ["search", "none.yaml", "--track", "tensorboard"])
+    assert "none.yaml" in str(found.exception)
+    assert found.stderr == ""  # nothing of the tracker's
     found = CliRunner().invoke(cli.app, [*arguments, "tensorboard", "--track", "tensorboard"])
     assert found.exit_code == 0
     same(board(), expected(Study.open("s")))
