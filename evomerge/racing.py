@@ -1,10 +1,9 @@
 """Early stopping of candidates: items in rungs, what the others would score being estimated.
 
-A candidate is put a few items first, those that tell most of the mean, then four times as many, and
-so on, in the manner of successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943). After
-each rung its fitness on all items is estimated from candidates that have answered them all, by
-kriging. Only where it is likely to be above the best of those does it go on; else it stops, and the
-estimate is its score.
+A candidate is put a few items first, those that tell most of the mean, then twice as many, and so
+on, in the manner of successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943). After each
+rung its fitness on all items is estimated from candidates that have answered them all, by kriging;
+one that the estimate puts below the best of those stops, and the estimate is its score.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from evomerge.estimates import Indices, Kriging, Matrix, Vector, informative
 from evomerge.fitness import Fitness, TaskScores, mean_correct, mean_scores
 from evomerge.proxy_tasks import ItemScores
 
-_GROWTH = 4  # from one rung to the next; the last of all items is at least as much larger
+_GROWTH = 2  # from one rung to the next
+_LAST_SHARE = 4  # the last rung before all items has at most one in so many of them
 _ROWS = 60  # of the candidates that have answered all items, the best so many count, ...
 _FEWEST = 8  # ... and with fewer, baselines among them, nobody stops
 _FIRST_CHOICE = 32  # slots after which the items are chosen again; from then on at each doubling
@@ -37,9 +37,9 @@ class Racing(BaseModel):
         default=24, ge=2, description="items of each task that every candidate is put"
     )
     sigmas: float = Field(
-        default=1.0,
+        default=0.0,
         ge=0,
-        description="standard errors by which an estimate must be above the best to go on",
+        description="standard errors by which an estimate may be below the best and still go on",
     )
 
 
@@ -136,7 +136,7 @@ class Racer:
             if rung == race.rungs[-1]:
                 break
             estimate = race.estimate(rung, self._row(-1, weights, found))
-            if race.lost(estimate):
+            if race.hopeless(estimate):
                 means, accuracies = (dict(zip(self._sizes, one, strict=True))
                                      for one in (estimate.means, estimate.accuracies))  # fmt: skip
                 return Raced(found, means, accuracies, rung * len(self._sizes), stopped=True)
@@ -172,7 +172,7 @@ class Racer:
             return None
         rungs = []
         rung = self._settings.first
-        while rung * _GROWTH <= size:
+        while rung * _LAST_SHARE <= size:
             rungs.append(rung)
             rung *= _GROWTH
         rivals = [row for row in self._rows if row.slot < horizon]
@@ -257,10 +257,10 @@ class _Race:
         objectives = np.array(self._objectives(means))
         return _Estimate(tuple(means.tolist()), tuple(accuracies.tolist()), objectives, errors)
 
-    def lost(self, found: _Estimate) -> bool:
-        """Return whether some rival is not clearly worse in any objective."""
-        certain = found.objectives - self._sigmas * found.errors
-        return bool((self._best > certain).all(axis=1).any())
+    def hopeless(self, found: _Estimate) -> bool:
+        """Return whether some rival is better in every objective, by enough."""
+        reach = found.objectives + self._sigmas * found.errors
+        return bool((self._best > reach).all(axis=1).any())
 
 
 class _Model:
