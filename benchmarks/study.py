@@ -92,7 +92,7 @@ def study_file(folder: Path, dimensions: int, trials: int) -> Path:
             }
         },
     }
-    data["search"]["trials"] = trials
+    data["search"] |= {"trials": trials, "racing": True}
     return fake_study.write_study(folder, data)
 
 
