@@ -56,7 +56,7 @@ class Judge:
         self.scorer = Scorer(checked.checkpoints, checked.tasks, checked.tokenizer)
         self._known: dict[tuple[str, str], TaskScores] = {}
         refs = [ref for name, ref in checked.refs.items() if name != "base"]
-        self.scorer.fit_temperatures(refs)
+        self.scorer.fit_temperatures()
         self.experts = {
             split: [self.scorer.model(ref, split, exact=True) for ref in refs]
             for split in ("select", "heldout")

@@ -80,7 +80,7 @@ class Family:
             checked.checkpoints, checked.tasks, checked.tokenizer, result_dtype=dtype
         )
         experts = [name for name in checked.refs if name != "base"]
-        self.scorer.fit_temperatures([checked.refs[name] for name in experts])
+        self.scorer.fit_temperatures()
         self.shape = (len(experts), Architecture(checked.tensors).layers, 1)
         self._experts = {
             split: [self.scorer.model(checked.refs[name], split, exact=True) for name in experts]

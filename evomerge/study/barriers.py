@@ -77,7 +77,7 @@ def score_lines(
     generated. Raises CandidateError where a merge cannot be scored.
     """
     base, *experts = refs
-    scorer.fit_temperatures([refs[name] for name in experts])
+    scorer.fit_temperatures()
     ways: list[tuple[tuple[str, str], tuple[float, ...]]]
     ways = [((base, one), STEPS) for one in experts]
     ways += [(pair, HALF) for pair in combinations(experts, 2)]

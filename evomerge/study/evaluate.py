@@ -120,6 +120,6 @@ def _of_experts(
         trust=trust,
         progress=progress,
     )
+    temperatures = scorer.fit_temperatures()
     refs = [ref for name, ref in checked.refs.items() if name != "base"]
-    temperatures = scorer.fit_temperatures(refs)
     return temperatures, [scorer.model(ref, split, exact=True) for ref in refs]

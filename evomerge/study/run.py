@@ -16,7 +16,6 @@ from evomerge.recipe import Recipe, parse_recipe, weights_key
 from evomerge.study.baselines import Baselines, baselines, carried_over, starting_points
 from evomerge.study.evidence import expectations
 from evomerge.study.file import CheckedStudy
-from evomerge.study.finalists import recorded_objectives
 from evomerge.study.finals import finish_study
 from evomerge.study.interrupts import Interrupts
 from evomerge.study.item_scores import pack, unpack
@@ -111,8 +110,7 @@ class Run:
         """Fit the temperatures that the study leaves to the experts, once."""
         found = self.store.get("temperatures")
         if found is None:
-            experts = [ref for name, ref in self.checked.refs.items() if name != "base"]
-            self.store.set("temperatures", self.scorer.fit_temperatures(experts))
+            self.store.set("temperatures", self.scorer.fit_temperatures())
         else:
             self.scorer.set_temperatures(found)
 
@@ -132,7 +130,6 @@ class Run:
         search = Search(self.checked, points[: min([self.total, *(one.after for one in stages)])])
         recorded = {record.slot: record for record in self.store.trials()}
         queue = Queue(self.store, (record.queued for record in recorded.values()))
-        objectives = recorded_objectives(self.store, prior.fitness) if self._several else {}
         racer = self._racer(prior)
         metrics = self.store.metrics()
         best = _best(recorded.values())
@@ -143,11 +140,14 @@ class Run:
                 self.store.bind(search.space.holes)
             record = recorded.get(slot)
             if record is not None and record.state != "running":
-                found = objectives.get(record.number, ())
-                evaluated = Evaluated(record.values, record.fitness, found)
+                objectives: tuple[float, ...] = ()
                 if record.fitness is not None:
-                    known = metrics[record.number]
+                    known = metrics.pop(record.number)
                     racer.note(slot, known["weights"], unpack(known["items"]))
+                    if self._several:
+                        means = {task: one["score"] for task, one in known["tasks"].items()}
+                        objectives = prior.fitness.normalized(means)
+                evaluated = Evaluated(record.values, record.fitness, objectives)
                 search.note(evaluated, record.queued is not None)
                 continue
             horizon = search.horizon()

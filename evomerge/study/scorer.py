@@ -75,13 +75,15 @@ class Scorer:
             for checkpoint in self._checkpoints
         }
 
-    def fit_temperatures(self, experts: Sequence[ModelRef]) -> dict[str, float]:
+    def fit_temperatures(self) -> dict[str, float]:
         """Return the temperature of each task that the study gives none, by its search items.
 
-        It is used from now on. Raises CandidateError where an expert cannot be scored.
+        The experts, all checkpoints but the first, answer them. It is used from now on. Raises
+        CandidateError where an expert cannot be scored.
         """
         names = self._evaluator.open_temperatures
-        scores = [self.model(ref, "search", exact=False) for ref in experts] if names else []
+        experts = self._checkpoints[1:] if names else []
+        scores = [self.model(one.ref, "search", exact=False) for one in experts]
         found = {name: temperature([one[name] for one in scores]) for name in names}
         known = {name: value for name, value in found.items() if value is not None}
         self._evaluator.set_temperatures(known)

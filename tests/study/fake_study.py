@@ -151,7 +151,7 @@ class FakeScorer:
         refs = self._checked.refs
         return {ref: self.weights.get(name, "as ever") for name, ref in refs.items()}
 
-    def fit_temperatures(self, experts: Any) -> dict[str, float]:
+    def fit_temperatures(self) -> dict[str, float]:
         return {"sums": 0.25}
 
     def set_temperatures(self, found: Any) -> None:

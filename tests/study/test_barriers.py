@@ -43,7 +43,7 @@ def test_lines_go_through_the_models_and_their_averages(family: Path) -> None:
     save_file(middle, family / "experts" / first / "model.safetensors", {"format": "pt"})
     again = check_study(load_study_file(family / "study.yaml"))
     averaged = Scorer(again.checkpoints, again.tasks, again.tokenizer)
-    averaged.set_temperatures(scorer.fit_temperatures([checked.refs[one] for one in experts]))
+    averaged.set_temperatures(scorer.fit_temperatures())
     scores = mean_scores(averaged.model(again.refs[first], "search", exact=False))
     for task, score in scores.items():
         assert lines[-1].scores[task][1] == pytest.approx(score, rel=1e-4)
