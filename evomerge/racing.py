@@ -8,7 +8,7 @@ one that the estimate puts below the best of those stops, and the estimate is it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,20 @@ class _Row:
     objectives: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class _Objectives:
+    """What is maximized: the tasks' scores each on its own, or the fitness."""
+
+    fitness: Fitness
+    several: bool
+
+    def __call__(self, means: Mapping[str, float]) -> tuple[float, ...]:
+        """Return them for the tasks' means; none where these are not finite."""
+        if not all(np.isfinite(one) for one in means.values()):
+            return ()
+        return self.fitness.normalized(means) if self.several else (self.fitness.of(means),)
+
+
 class Racer:
     """Races the candidates of a study, each against what the slots below its horizon have shown.
 
@@ -89,13 +103,12 @@ class Racer:
     ) -> None:
         self._settings = settings
         self._sizes = sizes
-        self._fitness = fitness
-        self._several = several
+        self._objectives = _Objectives(fitness, several)
         self._seed = seed
         self._known = [self._row(-1, *one) for one in known]
         self._rows: list[_Row] = []
         self._by_weights = {row.weights: row for row in self._known}
-        self._race: tuple[int, _Race | None] | None = None
+        self._race: tuple[int, Race] | None = None
         self._order: tuple[int, dict[str, list[int]]] | None = None
 
     def note(self, slot: int, weights: str, scores: TaskScores) -> None:
@@ -104,53 +117,21 @@ class Racer:
             self._rows.append(self._row(slot, weights, scores))
             self._by_weights.setdefault(weights, self._rows[-1])
 
-    def run(
-        self, horizon: int, weights: str, merge: Callable[[], Callable[[Places | None], TaskScores]]
-    ) -> Raced:
-        """Put items to a candidate until it is stopped or there are no more.
-
-        `merge` makes the candidate, and returns what puts it the items at some places, or all of
-        them (None). Both may raise CandidateError.
-        """
+    def known(self, horizon: int, weights: str) -> Raced | None:
+        """Return what weights score that a baseline or a slot below the horizon has scored."""
         same = self._by_weights.get(weights)
-        if same is not None and same.slot < horizon:
-            return self._whole(self._scores(same), 0)
-        if self._race is None or self._race[0] != horizon:
-            self._race = horizon, self._prepared(horizon)
-        race = self._race[1]
-        count = sum(self._sizes.values())
-        score = merge()
-        if race is None:
-            return self._whole(score(None), count)
-        found = {
-            task: ItemScores(np.full(size, np.nan), np.full(size, np.nan))
-            for task, size in self._sizes.items()
-        }
-        before = 0
-        for rung in race.rungs:
-            places = {task: order[before:rung] for task, order in race.order.items()}
-            for task, items in score(places).items():
-                found[task].score[places[task]] = items.score
-                found[task].correct[places[task]] = items.correct
-            before = rung
-            if rung == race.rungs[-1]:
-                break
-            estimate = race.estimate(rung, self._row(-1, weights, found))
-            if race.hopeless(estimate):
-                means, accuracies = (dict(zip(self._sizes, one, strict=True))
-                                     for one in (estimate.means, estimate.accuracies))  # fmt: skip
-                return Raced(found, means, accuracies, rung * len(self._sizes), stopped=True)
-        return self._whole(found, count)
+        if same is None or same.slot >= horizon:
+            return None
+        return _whole(self._scores(same), 0)
 
-    @staticmethod
-    def _whole(scores: TaskScores, answered: int) -> Raced:
-        return Raced(scores, mean_scores(scores), mean_correct(scores), answered, stopped=False)
+    def race(self, horizon: int) -> Race:
+        """Return what candidates of a horizon run; it can be sent to another process."""
+        if self._race is None or self._race[0] != horizon:
+            self._race = horizon, Race(self._sizes, self._prepared(horizon))
+        return self._race[1]
 
     def _row(self, slot: int, weights: str, scores: TaskScores) -> _Row:
-        score, correct = (
-            np.concatenate([getattr(scores[task], name) for task in self._sizes])
-            for name in ("score", "correct")
-        )
+        score, correct = _flat(scores, self._sizes)
         return _Row(slot, weights, score, correct, self._objectives(mean_scores(scores)))
 
     def _scores(self, row: _Row) -> TaskScores:
@@ -158,14 +139,7 @@ class Racer:
         parts = zip(np.split(row.score, ends), np.split(row.correct, ends), strict=True)
         return {task: ItemScores(*part) for task, part in zip(self._sizes, parts, strict=True)}
 
-    def _objectives(self, means: Mapping[str, float]) -> tuple[float, ...]:
-        if not all(np.isfinite(one) for one in means.values()):
-            return ()
-        if self._several:
-            return self._fitness.normalized(means)
-        return (self._fitness.of(means),)
-
-    def _prepared(self, horizon: int) -> _Race | None:
+    def _prepared(self, horizon: int) -> _Rivals | None:
         """Return what candidates of a horizon run against; None where they answer all items."""
         size = min(self._sizes.values())
         if self._settings is None or len(set(self._sizes.values())) > 1:
@@ -178,13 +152,13 @@ class Racer:
         rivals = [row for row in self._rows if row.slot < horizon]
         if not rungs or not rivals or len(rivals) + len(self._known) < _FEWEST:
             return None
-        return _Race(
+        return _Rivals(
             (*rungs, size),
             self._chosen(horizon, size),
             self._trained(rivals),
             [row.objectives for row in rivals],
             self._settings.sigmas,
-            lambda means: self._objectives(dict(zip(self._sizes, means.tolist(), strict=True))),
+            self._objectives,
         )
 
     def _chosen(self, horizon: int, size: int) -> Mapping[str, list[int]]:
@@ -209,17 +183,71 @@ class Racer:
         return [*self._known, *best]
 
 
+def _whole(scores: TaskScores, answered: int) -> Raced:
+    return Raced(scores, mean_scores(scores), mean_correct(scores), answered, stopped=False)
+
+
+def _flat(scores: TaskScores, tasks: Iterable[str]) -> tuple[Vector, Vector]:
+    """Return the scores and the correctness of the tasks' items end to end."""
+    parts = [scores[task] for task in tasks]
+    return (
+        np.concatenate([one.score for one in parts]),
+        np.concatenate([one.correct for one in parts]),
+    )
+
+
+class Race:
+    """What a candidate runs: items of each task in rungs, until it is stopped."""
+
+    def __init__(self, sizes: Mapping[str, int], rivals: _Rivals | None) -> None:
+        self._sizes = sizes
+        self._rivals = rivals
+
+    def run(self, score: Callable[[Places | None], TaskScores]) -> Raced:
+        """Put items to a candidate until it is stopped or there are no more.
+
+        `score` puts it the items at some places, or all of them (None); it may raise
+        CandidateError.
+        """
+        count, rivals = sum(self._sizes.values()), self._rivals
+        if rivals is None:
+            return _whole(score(None), count)
+        found = {
+            task: ItemScores(np.full(size, np.nan), np.full(size, np.nan))
+            for task, size in self._sizes.items()
+        }
+        before = 0
+        for rung in rivals.rungs:
+            places = {task: order[before:rung] for task, order in rivals.order.items()}
+            for task, items in score(places).items():
+                found[task].score[places[task]] = items.score
+                found[task].correct[places[task]] = items.correct
+            before = rung
+            if rung == rivals.rungs[-1]:
+                break
+            estimate = rivals.estimate(rung, found)
+            if rivals.hopeless(estimate):
+                return Raced(
+                    found,
+                    estimate.means,
+                    estimate.accuracies,
+                    rung * len(self._sizes),
+                    stopped=True,
+                )
+        return _whole(found, count)
+
+
 @dataclass(frozen=True)
 class _Estimate:
     """Estimated means and accuracies of the tasks, objectives and their standard errors."""
 
-    means: tuple[float, ...]
-    accuracies: tuple[float, ...]
+    means: Mapping[str, float]
+    accuracies: Mapping[str, float]
     objectives: Vector
     errors: Vector
 
 
-class _Race:
+class _Rivals:
     """What candidates of one horizon are put, and what they are held against."""
 
     def __init__(
@@ -229,7 +257,7 @@ class _Race:
         rows: Sequence[_Row],
         rivals: Sequence[tuple[float, ...]],
         sigmas: float,
-        objectives: Callable[[Vector], tuple[float, ...]],
+        objectives: _Objectives,
     ) -> None:
         self.rungs = rungs
         self.order = order
@@ -242,20 +270,26 @@ class _Race:
         self._objectives = objectives
         self._models: dict[int, _Model] = {}
 
-    def estimate(self, rung: int, row: _Row) -> _Estimate:
+    def estimate(self, rung: int, scores: TaskScores) -> _Estimate:
         """Estimate what a candidate that has answered the items of a rung would score on all."""
         if rung not in self._models:
             seen = np.array([order[:rung] for order in self.order.values()])
             self._models[rung] = _Model(self._score, self._correct, seen, self._size)
         model = self._models[rung]
-        means, accuracies = model.estimate(row)
+        means, accuracies = (
+            self._by_task(one) for one in model.estimate(*_flat(scores, self.order))
+        )
         off = [
-            np.subtract(self._objectives(one), self._objectives(actual))
+            np.subtract(
+                self._objectives(self._by_task(one)), self._objectives(self._by_task(actual))
+            )
             for one, actual in zip(model.left_out, model.means, strict=True)
         ]
         errors = np.sqrt(np.mean(np.square(off), axis=0))
-        objectives = np.array(self._objectives(means))
-        return _Estimate(tuple(means.tolist()), tuple(accuracies.tolist()), objectives, errors)
+        return _Estimate(means, accuracies, np.array(self._objectives(means)), errors)
+
+    def _by_task(self, values: Vector) -> dict[str, float]:
+        return dict(zip(self.order, values.tolist(), strict=True))
 
     def hopeless(self, found: _Estimate) -> bool:
         """Return whether some rival is better in every objective, by enough."""
@@ -285,11 +319,11 @@ class _Model:
         targets = (whole - seen) / self._unseen - seen / self._seen.shape[1]
         return Kriging(score[:, self._seen.reshape(-1)], targets)
 
-    def estimate(self, row: _Row) -> tuple[Vector, Vector]:
+    def estimate(self, score: Vector, correct: Vector) -> tuple[Vector, Vector]:
         """Return the estimated means of score and correctness of each task, in [0, 1]."""
-        new = row.score[self._seen.reshape(-1)][None]
+        new = score[self._seen.reshape(-1)][None]
         found = []
-        for model, values in ((self._mean, row.score), (self._accuracy, row.correct)):
+        for model, values in ((self._mean, score), (self._accuracy, correct)):
             seen = values[self._seen].sum(1)
             others = seen / self._seen.shape[1] + model.predict(new)[0]
             found.append(np.clip((seen + self._unseen * others) / self._size, 0.0, 1.0))

@@ -209,9 +209,9 @@ class Run:
         try:
             recipe = decode(values)
             weights = weights_key(recipe, self.checked.tensors)
-            raced = racer.run(
-                candidate.horizon, weights, lambda: self.scorer.candidate(recipe, "search")
-            )
+            raced = racer.known(candidate.horizon, weights)
+            if raced is None:
+                raced = racer.race(candidate.horizon).run(self.scorer.candidate(recipe, "search"))
             value = fitness.of(raced.means)
         except (CandidateError, InputError) as problem:
             self.store.finish(number, None, {"error": str(problem)})
