@@ -42,6 +42,7 @@ from evomerge.evaluator import Evaluator  # noqa: E402
 from evomerge.models import LiveModel  # noqa: E402
 from evomerge.proxy_tasks._tokens import encode_after  # noqa: E402
 from evomerge.study import loop  # noqa: E402
+from evomerge.study.file import check_study, load_study_file  # noqa: E402
 from evomerge.zoo.build import build_zoo  # noqa: E402
 from tests.architectures import byte_level_tokenizer  # noqa: E402
 from tests.study.fake_study import Silent  # noqa: E402
@@ -51,6 +52,7 @@ VOCABULARY, CONTEXT = 8192, 1024
 SHOTS, WORDS = 5, 25  # of a question
 UNTIL = ["k", "\n\n"]
 LONGEST = 128  # tokens of a generated answer
+ITEMS = (24, 48, 256)  # of a task, whose scoring is timed apart from a study
 BATCH = 64  # what "auto" finds on a CPU, whatever the length
 
 
@@ -150,7 +152,7 @@ def chosen_by(model: Model, asked: Questions, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def ours() -> None:
-        batches.forget()
+        batches.kept_plan.cache_clear()
         prompts, options = map(list, zip(*flat, strict=True))
         sequences = encode_after(model.tokenizer, prompts, options, chat=False)
         forced = teacher_force(model.live, sequences)
@@ -256,7 +258,7 @@ def overhead_part(zoo: Path | None, trials: int) -> dict[str, Any]:
     calls: list[float] = []
     taken: list[tuple[bool, float, float, int]] = []
     with contextlib.ExitStack() as patches, tempfile.TemporaryDirectory() as folder:
-        for name in ("logits", "remember", "step", "keep"):
+        for name in ("logits", "remember", "join", "step", "keep"):
             patched(patches, LiveModel, name, lambda run, *a, **k: timed(calls, run, *a, **k))
 
         def scores(run: Callable[..., Any], *given: Any, **named: Any) -> Any:
@@ -280,12 +282,22 @@ def overhead_part(zoo: Path | None, trials: int) -> dict[str, Any]:
         file.write_text(yaml.safe_dump(study))
         patches.callback(file.unlink)
         loop.search(file, "overhead", trials=trials, seed=None, url=None, watcher=Silent())
+        asked = {
+            "trials, by margins": [one for one in taken if not one[0]],
+            "finals, by generating": [one for one in taken if one[0]],
+        }
+        checked = check_study(load_study_file(file))
+        evaluator = Evaluator(checked.tasks, checked.tokenizer)
+        checkpoint = checked.checkpoints[1]
+        expert = LiveModel(checkpoint.folder, dict(checkpoint.read(checkpoint.tensors)), CPU)
+        for items in ITEMS:
+            taken.clear()
+            only = {task.name: range(items) for task in checked.tasks}
+            for _ in range(30):
+                evaluator.scores(expert, "heldout", False, only)
+            asked[f"{items} items a task, by margins"] = taken[2:]
     rows = {}
-    for exact, name in (
-        (False, "by margins, as trials are"),
-        (True, "by generating, as finals are"),
-    ):
-        these = [one for one in taken if one[0] == exact]
+    for name, these in asked.items():
         rows[name] = {
             "scorings": len(these),
             "calls of the model": statistics.median(one[3] for one in these),

@@ -14,7 +14,6 @@ import torch
 from evomerge.budgets import Budget
 
 _SHARED = 16  # tokens that are worth running apart from what follows them
-_KEPT = 1 << 18  # tokens of a plan that is kept
 
 Integers = npt.NDArray[np.int64]
 
@@ -64,12 +63,13 @@ class Node:
 class Plan:
     """How sequences are scored: depth first from the root, batches before nodes.
 
-    Sequence i has the scored tokens `starts[i] : starts[i + 1]`, int64 [n + 1]; scored token t is
+    Sequence i has the scored tokens `targets[starts[i] : starts[i + 1]]`, int64; scored token t is
     number `order[t]`, int64, of those that the run gives.
     """
 
     root: Node
     starts: Integers
+    targets: Integers
     order: Integers
     longest: int
     largest: int
@@ -84,23 +84,8 @@ def plan(
 ) -> Plan:
     """Return the plan of sequences; common beginnings are run once where `share` is set.
 
-    It depends on its arguments alone. Since the same items are put to one model after another,
-    plans of few tokens are kept.
+    It depends on its arguments alone.
     """
-    few = sum(len(one.ids) for one in sequences) <= _KEPT
-    return (_kept if few else _kept.__wrapped__)(
-        tuple(sequences), device, vocabulary, budget, share
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _kept(
-    sequences: tuple[TokenSequence, ...],
-    device: torch.device,
-    vocabulary: int,
-    budget: Budget,
-    share: bool,
-) -> Plan:
     starts = np.concatenate([[0], np.cumsum([one.scored for one in sequences])])
     # Sequences that differ in their last token alone, as options of one token do, are one input.
     alike: dict[tuple[int, ...], list[int]] = {}
@@ -126,12 +111,12 @@ def _kept(
         todo.extend(reversed(node.nodes))
     longest = max(len(one.ids) for one in sequences)
     largest = max(max(one.ids) for one in sequences)
-    return Plan(root, starts, np.concatenate(places).argsort(), longest, largest)
+    targets = np.concatenate([one.target for one in sequences])
+    return Plan(root, starts, targets, np.concatenate(places).argsort(), longest, largest)
 
 
-def forget() -> None:
-    """Drop the plans that are kept; the next of any sequences is made anew."""
-    _kept.cache_clear()
+# A study puts the same items to one model after another.
+kept_plan = functools.lru_cache(maxsize=8)(plan)
 
 
 def tree(sequences: Sequence[TokenSequence], worth: int) -> Node:
@@ -171,12 +156,6 @@ def _common(first: Integers, second: Integers) -> int:
     size = min(len(first), len(second))
     differ = np.flatnonzero(first[:size] != second[:size])
     return int(differ[0]) if len(differ) else size
-
-
-def shared_by_all(first: tuple[int, ...], last: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """Return up to `most` tokens that two begin with in common: nothing, if they are too few."""
-    size = min(most, _common(np.array(first), np.array(last)))
-    return first[:size] if size >= _SHARED else ()
 
 
 def _batches(
@@ -270,11 +249,14 @@ def _repeat(different: int, count: int) -> bool:
     return different * 4 <= count * 3
 
 
-def alike(lengths: Sequence[int], most: int) -> Iterable[list[int]]:
-    """Yield batches of numbers whose sum, each taken as the batch's largest, is `most` at most."""
+def alike(lengths: Sequence[int], most: int, rows: int) -> Iterable[list[int]]:
+    """Yield batches of at most `rows` numbers, the largest of each as often being at most `most`.
+
+    What is counted is the space of a batch that is padded to its largest.
+    """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > most:
+        if batch and (lengths[batch[0]] * (len(batch) + 1) > most or len(batch) >= rows):
             yield batch
             batch = []
         batch.append(index)

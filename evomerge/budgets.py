@@ -8,9 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from evomerge.errors import DataError
-
-_NO_ROOM = ("out of memory", "not enough memory", "can't allocate memory")  # as torch puts it
+from evomerge.errors import DataError, out_of_memory
 
 T = TypeVar("T")
 
@@ -28,7 +26,7 @@ class Budget:
     logits: int = 1 << 26
 
 
-_CPU = Budget(tokens=512, worth=256, held=8192)  # activations that stay in a core's cache
+_CPU = Budget(tokens=512, worth=256, held=32768)  # activations that stay in a core's cache
 _GPU = Budget(tokens=16384, worth=1024, held=32768)
 _halvings: dict[torch.device, int] = {}  # that a device's memory has asked for
 
@@ -45,7 +43,7 @@ def within_memory(device: torch.device, run: Callable[[Budget], T]) -> T:
             parts = (full.tokens, full.worth, full.held, full.logits)
             return run(Budget(*(max(1, part >> half) for part in parts)))
         except (RuntimeError, MemoryError) as problem:
-            if not _out_of_memory(problem):
+            if not out_of_memory(problem):
                 raise
         if full.held >> half <= 1:
             raise DataError(
@@ -55,9 +53,3 @@ def within_memory(device: torch.device, run: Callable[[Budget], T]) -> T:
         _halvings[device] = half + 1  # the same for all that follows: batches decide last bits
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _out_of_memory(problem: Exception) -> bool:
-    if isinstance(problem, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(words in str(problem).lower() for words in _NO_ROOM)

@@ -7,7 +7,9 @@ same bits each time. Among other items, in other batches, the numbers are the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from evomerge import batches
-from evomerge.batches import Integers, Node, TokenSequence
+from evomerge.batches import Batch, Integers, Node, TokenSequence
 from evomerge.budgets import Budget, within_memory
 from evomerge.errors import DataError
 from evomerge.language_model import LanguageModel, Past
@@ -33,11 +35,13 @@ class Forced:
     """Teacher-forced numbers of the scored tokens of n sequences, laid end to end.
 
     Those of sequence i stand at `starts[i] : starts[i + 1]`; `starts` is int64 [n + 1].
-    `log_probability` (float32) is that of the gold token, `margin` (float32) its logit less the
-    best other token's, `choice` (int64) the token that greedy decoding gives in its place.
+    `log_probability` (float32) is that of the gold token, `target` (int64), `margin` (float32) its
+    logit less the best other token's, `choice` (int64) the token that greedy decoding gives in its
+    place.
     """
 
     starts: Integers
+    target: Integers
     log_probability: Floats
     margin: Floats
     choice: Integers
@@ -53,58 +57,93 @@ class Forced:
         found = np.add.reduceat(values.astype(np.float64), self.starts[:-1])
         return found
 
+    def agreed(self) -> Integers:
+        """Return how many tokens each sequence has before the first that is not greedy's own."""
+        differ = np.append(np.flatnonzero(self.choice != self.target), len(self.target))
+        first = differ[np.searchsorted(differ, self.starts[:-1])]
+        found: Integers = np.minimum(first, self.starts[1:]) - self.starts[:-1]
+        return found
+
+    def parts(self, counts: Sequence[int]) -> list[Forced]:
+        """Return the numbers of the first `counts[0]` sequences, and so on."""
+        found = []
+        for begin, end in itertools.pairwise(itertools.accumulate(counts, initial=0)):
+            starts = self.starts[begin : end + 1]
+            at = slice(starts[0], starts[-1])
+            numbers = self.log_probability[at], self.margin[at]
+            found.append(Forced(starts - starts[0], self.target[at], *numbers, self.choice[at]))
+        return found
+
 
 @torch.inference_mode()
 def teacher_force(model: LanguageModel, sequences: Sequence[TokenSequence]) -> Forced:
-    """Score sequences, one at least, each with a scored token and a token before it.
+    """Score sequences, each with a scored token and a token before it.
 
     What sequences begin with in common is run once. Raises DataError for a sequence longer than the
     model's context, for a token that is none of its vocabulary, and for one that finds no memory.
     """
+    if not sequences:
+        none, nothing = np.empty(0, np.int64), np.empty(0, np.float32)
+        return Forced(np.zeros(1, np.int64), none, nothing, nothing, none)
     return within_memory(model.device, lambda budget: _forced(model, sequences, budget))
 
 
 def _forced(model: LanguageModel, sequences: Sequence[TokenSequence], budget: Budget) -> Forced:
-    for share in (True, False):
-        plan = batches.plan(sequences, model.device, model.vocabulary, budget, share)
+    def run(share: bool) -> Forced:
+        plan = batches.kept_plan(tuple(sequences), model.device, model.vocabulary, budget, share)
         _check_context(model, plan.longest)
         _check_tokens(model, plan.largest)
-        found = _run(model, plan.root)
-        if found is not None:
-            break
-    first, second, third = (part[plan.order] for part in found or ())
-    return Forced(plan.starts, first, second, third)
+        first, second, third = (part[plan.order] for part in _run(model, plan.root))
+        return Forced(plan.starts, plan.targets, first, second, third)
+
+    try:
+        return run(share=True)
+    except _NoStateError:
+        return run(share=False)
 
 
-def _run(model: LanguageModel, root: Node) -> list[npt.NDArray[Any]] | None:
-    """Return what the plan's batches give, end to end, or None for a model without states."""
+def _run(model: LanguageModel, root: Node) -> list[npt.NDArray[Any]]:
+    """Return what the plan's batches give, end to end."""
     found: list[tuple[torch.Tensor, ...]] = []
     waiting: list[tuple[torch.Tensor, torch.Tensor]] = []  # few of each: one step for them all
     most = max(1, _CHUNK // model.vocabulary)
+    for batch, past in _in_turn(model, root):
+        logits = model.logits(batch.ids, batch.keep, past)
+        for row, column, gold in torch.split(batch.picked, most, dim=1):
+            if sum(len(tokens) for _, tokens in waiting) + len(gold) > most:
+                found.append(_beside_rivals(waiting))
+                waiting = []
+            waiting.append((logits[row, column].float(), gold))
+    found.append(_beside_rivals(waiting))
+    return [torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)]
+
+
+class _NoStateError(Exception):
+    """The model cannot go on from a state, so nothing is to be shared."""
+
+
+def _in_turn(
+    model: LanguageModel, root: Node, gaps: bool = False
+) -> Iterator[tuple[Batch, Past | None]]:
+    """Yield the batches of a plan, each with what it follows; raises _NoStateError."""
+
+    def state(ids: torch.Tensor, before: object) -> object:
+        found = model.remember(ids, _after(before, ids), gaps)
+        if found is None:
+            raise _NoStateError
+        return found
+
     todo: list[tuple[Node, object]] = [(root, None)]
     while todo:
         node, before = todo.pop()
-        state = before
         if node.tokens is not None:
-            state = model.remember(node.tokens, _after(before, node.tokens))
-            if state is None:
-                return None
+            before = state(node.tokens, before)
         for batch in node.batches:
-            past = _after(state, batch.ids)
+            past = _after(before, batch.ids)
             if batch.beginnings is not None:
-                beginnings = model.remember(batch.beginnings, _after(state, batch.beginnings))
-                if beginnings is None:
-                    return None
-                past = Past(beginnings, batch.rows)
-            logits = model.logits(batch.ids, batch.keep, past)
-            for row, column, gold in torch.split(batch.picked, most, dim=1):
-                if sum(len(tokens) for _, tokens in waiting) + len(gold) > most:
-                    found.append(_beside_rivals(waiting))
-                    waiting = []
-                waiting.append((logits[row, column].float(), gold))
-        todo.extend((one, state) for one in reversed(node.nodes))
-    found.append(_beside_rivals(waiting))
-    return [torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)]
+                past = Past(state(batch.beginnings, before), batch.rows)
+            yield batch, past
+        todo.extend((one, before) for one in reversed(node.nodes))
 
 
 def _after(state: object, ids: torch.Tensor) -> Past | None:
@@ -120,9 +159,9 @@ def _beside_rivals(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torc
     logits, gold = (
         torch.cat(each) if len(each) > 1 else each[0] for each in zip(*parts, strict=True)
     )
-    column, choice = gold.unsqueeze(1), logits.argmax(dim=-1)
+    column, choice = gold.unsqueeze(1), logits.max(dim=-1).indices
     chosen = logits.gather(1, column)[:, 0]
-    log_probability = chosen - logits.logsumexp(dim=-1)
+    log_probability = logits.log_softmax(dim=-1).gather(1, column)[:, 0]
     rival = logits.scatter_(1, column, float("-inf")).amax(dim=-1)
     return log_probability, chosen - rival, choice
 
@@ -137,10 +176,10 @@ def greedy(
     """Continue prompts greedily with a cache; returns the new tokens of each, in order.
 
     Prompt i stops after `longest[i]` tokens, at the end of the model's context, or as soon as
-    `finished(i, tokens)` says so, which should depend on these alone. What all prompts begin with
-    is run once, and a batch goes on without the prompts that have stopped. Raises DataError for a
-    prompt that fills the context, for a token that is none of the vocabulary, and for a prompt that
-    finds no memory.
+    `finished(i, tokens)` says so, which should depend on these alone. What prompts begin with in
+    common is run once, and a batch goes on without the prompts that have stopped. Raises DataError
+    for a prompt that fills the context, for a token that is none of the vocabulary, and for a
+    prompt that finds no memory.
     """
     if not prompts:
         return []
@@ -152,56 +191,68 @@ def greedy(
         most = np.minimum(most, model.context - lengths)
 
     def run(budget: Budget) -> list[list[int]]:
-        header, state = _header(model, prompts, budget)
         found: list[list[int]] = [[] for _ in prompts]
-        for batch in batches.alike((lengths + most).tolist(), budget.held):
+        rows = budget.logits // model.vocabulary  # a step has a row of logits for each
+        for batch in batches.alike((lengths + most).tolist(), budget.held, rows):
 
             def ended(row: int, new: list[int], batch: list[int] = batch) -> bool:
                 return len(new) >= most[batch[row]] or finished(batch[row], new)
 
-            tails = [prompts[index][header:] for index in batch]
-            for index, new in zip(
-                batch, _continued(model, header, state, tails, ended), strict=True
-            ):
+            read = _read(model, [prompts[index] for index in batch], budget)
+            for index, new in zip(batch, _continued(model, read, ended), strict=True):
                 found[index] = new
         return found
 
     return within_memory(model.device, run)
 
 
-def _header(
-    model: LanguageModel, prompts: Sequence[tuple[int, ...]], budget: Budget
-) -> tuple[int, object]:
-    """Return the length and the state of what all prompts begin with, if that is worth a run."""
-    # The first and the last of them in order differ wherever any two do.
-    ids = batches.shared_by_all(min(prompts), max(prompts), min(map(len, prompts)) - 1)
-    if len(ids) * (len(prompts) - 1) < budget.worth:
-        return 0, None
-    state = model.remember(_on(model, np.array([ids])), gaps=True)
-    return (0 if state is None else len(ids)), state
+@dataclass(frozen=True)
+class _Read:
+    """Prompts side by side: `tokens` are to be run next, after `cache`, with `mask` over both.
+
+    Row i is of the prompt `rows[i]`.
+    """
+
+    rows: list[int]
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    cache: object
+
+
+def _read(model: LanguageModel, prompts: Sequence[tuple[int, ...]], budget: Budget) -> _Read:
+    """Read prompts up to their last token, or nothing of them where that does not go."""
+    lengths = np.array([len(prompt) for prompt in prompts])
+    laid = np.zeros((2, len(prompts), lengths.max()), dtype=np.int64)  # ids, mask
+    for row, prompt in enumerate(prompts):
+        laid[0, row, -len(prompt) :] = prompt
+        laid[1, row, -len(prompt) :] = 1
+    ids, mask = _on(model, laid)
+    if lengths.min() > 1:
+        whole = [TokenSequence(prompt, 1) for prompt in prompts]
+        plan = batches.plan(whole, model.device, model.vocabulary, budget, share=True)
+        with contextlib.suppress(_NoStateError):
+            parts = []
+            for batch, past in _in_turn(model, plan.root, gaps=True):
+                state = model.remember(batch.ids, past, gaps=True)
+                if state is None:
+                    raise _NoStateError
+                parts.append(Past(state, batch.picked[0]))
+            rows = plan.order.argsort()
+            cache = model.join(parts, (lengths[rows] - 1).tolist())
+            return _Read(rows.tolist(), ids[rows, -1:], mask[rows], cache)
+    return _Read(list(range(len(prompts))), ids, mask, None)
 
 
 def _continued(
-    model: LanguageModel,
-    header: int,
-    state: object,
-    tails: Sequence[tuple[int, ...]],
-    ended: Callable[[int, list[int]], bool],
+    model: LanguageModel, read: _Read, ended: Callable[[int, list[int]], bool]
 ) -> list[list[int]]:
-    """Continue prompts side by side, of which `state` has seen the first `header` tokens.
+    """Continue prompts side by side; returns the new tokens of each, in the prompts' order.
 
     Rows that have ended are left out as soon as that makes the batch smaller by a quarter.
     """
-    width = max(map(len, tails))
-    ids = np.zeros((len(tails), width), dtype=np.int64)
-    seen = np.ones((len(tails), header + width), dtype=np.int64)
-    for row, tail in enumerate(tails):
-        ids[row, width - len(tail) :] = tail
-        seen[row, header : header + width - len(tail)] = 0
-    tokens, mask = _on(model, ids), _on(model, seen)
-    cache: object = _after(state, tokens)
-    found: list[list[int]] = [[] for _ in tails]
-    rows, going = list(range(len(tails))), np.ones(len(tails), dtype=bool)
+    tokens, mask, cache = read.tokens, read.mask, read.cache
+    found: list[list[int]] = [[] for _ in read.rows]
+    rows, going = read.rows, np.ones(len(read.rows), dtype=bool)
     while True:
         logits, cache = model.step(tokens, mask, cache)
         best = logits.argmax(dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,10 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from evomerge.decoding import TokenSequence, teacher_force
 from evomerge.errors import DataError, Found, Place
 from evomerge.language_model import LanguageModel
 from evomerge.proxy_tasks import ItemScores, Probabilities, Task, TaskSettings, Vector
 from evomerge.proxy_tasks._data import Row, Rows
+from evomerge.proxy_tasks._forced import ForcedTask
 from evomerge.proxy_tasks._shots import with_shots
 from evomerge.splits import assign, content, keys
 from evomerge.tokenizer_files import Tokenizer
@@ -160,16 +163,27 @@ class Evaluator:
     ) -> dict[str, ItemScores]:
         """Score all items of a split, or `only` some of a task's by their place in the split.
 
-        See proxy_tasks.Task for `exact`. Scores have float32 precision, so that the database keeps
-        them to the last bit.
+        See proxy_tasks.Task for `exact`. What tasks have teacher-forced is run together. Scores
+        have float32 precision, so that the database keeps them to the last bit.
         """
         self.check_lengths(model.context)
-        found = {}
+        chosen: dict[str, Sequence[int]] = {}
+        asked: dict[str, list[TokenSequence]] = {}
         for name, task in self._tasks.items():
             items = self._splits[name][split]
-            chosen = items if only is None else [items[place] for place in only[name]]
-            found[name] = _single(task.scores(model, chosen, exact))
-        return found
+            chosen[name] = items if only is None else [items[place] for place in only[name]]
+            if isinstance(task, ForcedTask):
+                asked[name] = task.sequences(chosen[name], model.context)
+        together = teacher_force(model, list(itertools.chain(*asked.values())))
+        forced = dict(zip(asked, together.parts([*map(len, asked.values())]), strict=True))
+        return {
+            name: _single(
+                task.judged(model, chosen[name], exact, forced[name])
+                if isinstance(task, ForcedTask)
+                else task.scores(model, chosen[name], exact)
+            )
+            for name, task in self._tasks.items()
+        }
 
     @property
     def open_temperatures(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,11 +41,12 @@ def _chosen(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 class _Roomy(DynamicLayer):  # type: ignore[misc]
     """Keys and values [B, heads, T, size] with room behind them: a new token moves none of them."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, seen: int) -> None:
+        """Take keys and values of which all but the first `seen` places are room."""
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
         self._rooms = (keys, values)
+        self.keys, self.values = (room[:, :, :seen] for room in self._rooms)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -66,14 +68,46 @@ class _Roomy(DynamicLayer):  # type: ignore[misc]
 
 
 def _more(tensor: torch.Tensor, needed: int) -> torch.Tensor:
-    room = tensor.new_empty(*tensor.shape[:2], needed + max(64, needed // 2), tensor.shape[3])
+    room = tensor.new_empty(*tensor.shape[:2], _roomy(needed), tensor.shape[3])
     room[:, :, : tensor.shape[2]] = tensor
     return room
+
+
+def _roomy(needed: int) -> int:
+    return needed + max(64, needed // 4)
 
 
 def with_room(cache: Any) -> Any:
     """Give a cache room for more where its layers see all, in place; other layers stay."""
     for place, layer in enumerate(getattr(cache, "layers", ())):
         if type(layer) is DynamicLayer and layer.get_seq_length():
-            cache.layers[place] = _Roomy(layer.keys, layer.values)
+            cache.layers[place] = _Roomy(layer.keys, layer.values, layer.keys.shape[2])
     return cache
+
+
+def joined(parts: Sequence[tuple[Any, torch.Tensor]], lengths: Sequence[int]) -> Any:
+    """Return chosen rows, int64 [n], of several states, all of whose layers see all, side by side.
+
+    Of each row the first tokens count, as many as `lengths` says; zeros pad them on the left.
+    """
+    found = copy.copy(parts[0][0])
+    places = [(state.layers, row) for state, rows in parts for row in rows.tolist()]
+    each = list(zip(places, lengths, strict=True))
+    found.layers = [
+        _Roomy(
+            _beside([layers[depth].keys[row, :, :length] for (layers, row), length in each]),
+            _beside([layers[depth].values[row, :, :length] for (layers, row), length in each]),
+            seen=max(lengths),
+        )
+        for depth in range(len(found.layers))
+    ]
+    return found
+
+
+def _beside(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    heads, _, size = rows[0].shape
+    width = max(row.shape[1] for row in rows)
+    room = rows[0].new_zeros(len(rows), heads, _roomy(width), size)
+    for place, row in zip(room, rows, strict=True):
+        place[:, width - row.shape[1] : width] = row
+    return room

@@ -41,8 +41,15 @@ class LanguageModel(Protocol):
     def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
         """Run sequences, int64 [B, T] without padding, and return the state for pasts of others.
 
-        None where the model cannot go on from a state with more than one token, or, with `gaps`,
-        where no padding may stand between a state and what follows it.
+        None where the model cannot go on from a state with more than one token. With `gaps` there
+        may be padding on the right, for `join`, and None is where that would be counted as seen.
+        """
+        ...
+
+    def join(self, parts: Sequence[Past], lengths: Sequence[int]) -> object:
+        """Return the first cache of steps: the rows of all parts, whose states may have gaps.
+
+        Of row i the first `lengths[i]` tokens count, and are padded on the left.
         """
         ...
 
@@ -51,9 +58,8 @@ class LanguageModel(Protocol):
     ) -> tuple[torch.Tensor, object]:
         """Run int64 [B, T], padded on the left, after what `cache` has seen (None: nothing).
 
-        The first `cache` may be a Past of states with gaps. `mask` int64 [B, past + T] is 0 on
-        padding. Returns floating [B, V], what follows the last position, and the cache for the next
-        step; a cache is used once.
+        `mask` int64 [B, past + T] is 0 on padding. Returns floating [B, V], what follows the last
+        position, and the cache for the next step; a cache is used once.
         """
         ...
 
@@ -102,14 +108,17 @@ class Ensemble:
         states = past.state if past is not None and isinstance(past.state, list) else []
         return [Past(one, past.rows) for one in states] if past else [None] * len(self._members)
 
+    def join(self, parts: Sequence[Past], lengths: Sequence[int]) -> object:
+        """See LanguageModel; the cache is the list of the members' caches."""
+        each = zip(*map(self._pasts, parts), strict=True)
+        return [one.join(its, lengths) for one, its in zip(self._members, each, strict=True)]
+
     @torch.inference_mode()
     def step(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: object
     ) -> tuple[torch.Tensor, object]:
-        """See LanguageModel; the cache is the list of the members' caches."""
-        caches: Sequence[object] = self._pasts(cache if isinstance(cache, Past) else None)
-        if isinstance(cache, list):
-            caches = cache
+        """See LanguageModel."""
+        caches = cache if isinstance(cache, list) else [None] * len(self._members)
         found = [
             member.step(ids, mask, past) for member, past in zip(self._members, caches, strict=True)
         ]

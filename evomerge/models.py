@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +104,17 @@ class LiveModel:
         return None
 
     @torch.inference_mode()
+    def join(self, parts: Sequence[Past], lengths: Sequence[int]) -> object:
+        """See LanguageModel."""
+        return key_values.joined([(part.state, part.rows) for part in parts], lengths)
+
+    @torch.inference_mode()
     def step(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: object
     ) -> tuple[torch.Tensor, object]:
         """See LanguageModel. A model without a key-value cache runs all tokens again."""
         given: dict[str, Any] = {"attention_mask": mask, "use_cache": self._takes_cache}
-        if isinstance(cache, Past):
-            given |= _continued(cache)
-        elif self._takes_cache:
+        if self._takes_cache:
             given["past_key_values"] = cache
         elif isinstance(cache, torch.Tensor):
             ids = torch.cat([cache, ids], dim=1)
@@ -192,7 +195,7 @@ def check_runnable(
         if name in shapes and tuple(parameter.shape) != shapes[name]:
             raise CheckpointError(
                 f"expected {name} of shape {list(parameter.shape)} as {folder}/config.json says, "
-                f"got {list(shapes[name])} in the weights"
+                f"got {list(shapes[name])} in the weights; copy both from the model's source again"
             )
 
 
@@ -236,7 +239,7 @@ def _config(folder: Path, trust: bool) -> Any:
             raise untrusted("a model", folder / "config.json") from None
         raise CheckpointError(
             f"expected a configuration that transformers knows, got {_reason(problem)} "
-            f"in {folder}/config.json"
+            f"in {folder}/config.json; correct it, or install a transformers that knows it"
         ) from None
 
 
@@ -257,6 +260,7 @@ def _model_class(config: Any, folder: Path, trust: bool) -> Any:
         raise untrusted("a model", folder / "config.json")
     raise CheckpointError(
         f"expected an architecture that transformers knows, got {names[0]} in {folder}/config.json"
+        "; correct it, or install a transformers that knows it"
     )
 
 

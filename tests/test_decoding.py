@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from evomerge import batches, budgets, decoding
 from evomerge.budgets import Budget
@@ -86,7 +87,7 @@ class Spy:
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self.device, self.vocabulary, self.context = model.device, model.vocabulary, model.context
-        self.step, self.keep, self.tokens = model.step, model.keep, 0
+        self.step, self.keep, self.join, self.tokens = model.step, model.keep, model.join, 0
 
     def logits(self, ids: torch.Tensor, keep: int, past: Past | None = None) -> torch.Tensor:
         self.tokens += ids.numel()
@@ -143,7 +144,7 @@ def test_groups_with_beginnings_of_their_own(tmp_path: Path) -> None:
 
 
 def test_the_same_items_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    batches.forget()
+    batches.kept_plan.cache_clear()
     planned = []
     tree = batches.tree
     monkeypatch.setattr(batches, "tree", lambda *given: planned.append(1) or tree(*given))
@@ -157,6 +158,7 @@ def test_the_same_items_are_planned_once(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_sums_and_least_margins() -> None:
     forced = Forced(
         np.array([0, 2, 3]),
+        np.array([5, 9, 7]),
         np.array([-1, -2, -4], np.float32),
         np.array([3, -1, 2], np.float32),
         np.array([5, 6, 7]),
@@ -164,6 +166,18 @@ def test_sums_and_least_margins() -> None:
     assert forced.least_margin().tolist() == [-1, 2]
     assert forced.total(forced.log_probability).tolist() == [-3, -4]
     assert forced.total(forced.margin > 0).tolist() == [1, 1]
+    assert forced.agreed().tolist() == [1, 1]
+    first, none, second = forced.parts([1, 0, 1])
+    assert (first.starts.tolist(), first.choice.tolist()) == ([0, 2], [5, 6])
+    assert (second.starts.tolist(), second.choice.tolist()) == ([0, 1], [7])
+    assert second.least_margin().tolist() == [2]
+    assert none.agreed().tolist() == none.total(none.margin).tolist() == []
+
+
+def test_nothing_to_score() -> None:
+    forced = teacher_force(Counting(), [])
+    assert forced.starts.tolist() == [0]
+    assert forced.least_margin().tolist() == []
 
 
 def test_the_same_call_gives_the_same_bits(tmp_path: Path) -> None:
@@ -245,6 +259,9 @@ class Counting:
     def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
         return None
 
+    def join(self, parts: Sequence[Past], lengths: Sequence[int]) -> object:
+        raise NotImplementedError
+
     def step(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: object
     ) -> tuple[torch.Tensor, object]:
@@ -262,6 +279,32 @@ def test_a_large_vocabulary_is_taken_in_small_batches() -> None:
     assert isinstance(model, Counting)
     rows = [asked // (39 * 150_000) for asked in model.asked]
     assert rows == [11, 11, 1]  # 12 would be 512 tokens too, but more than 2^26 logits
+
+
+def test_a_step_has_no_more_rows_than_its_logits_have_room() -> None:
+    model, rows = Counting(), []
+
+    def step(ids: torch.Tensor, mask: torch.Tensor, cache: object) -> tuple[torch.Tensor, object]:
+        rows.append(len(ids))
+        return torch.zeros((1, 1)).expand(len(ids), model.vocabulary), None
+
+    model.step = step  # type: ignore[method-assign]
+    greedy(model, [(1,)] * 1000, [1] * 1000, lambda _, tokens: False)
+    assert rows == [447, 447, 106]  # 2^26 logits are 447 rows of 150,000
+
+
+def test_logits_of_a_large_vocabulary_are_made_for_scored_positions_alone(tmp_path: Path) -> None:
+    model = live(save_random(tmp_path, "llama", vocabulary=128_000))
+    made: list[int] = []
+    head = model.module.get_submodule("lm_head")
+    head.register_forward_hook(lambda *given: made.append(given[-1].nbytes))
+    opening = tuple(range(40))
+    forced = teacher_force(model, [TokenSequence((*opening, 50 + row, 7), 2) for row in range(20)])
+    assert len(forced.margin) == 40
+    assert sum(made) == (20 * 2 + 1) * 128_000 * 4  # and one for what all begin with
+    made.clear()
+    greedy(model, [(*opening, 50 + row) for row in range(20)], [3] * 20, lambda _, tokens: False)
+    assert made == [128_000 * 4] * 1 + [20 * 128_000 * 4] * 3
 
 
 def test_sequences_that_differ_in_their_last_token_are_run_once() -> None:
@@ -435,6 +478,37 @@ def test_greedy_is_generate(name: str, tmp_path: Path) -> None:
     ended = greedy(model, prompts, most, lambda _, tokens: tokens[-1] == end)
     assert ended == [generated(plain, *one, end) for one in zip(prompts, most, strict=True)]
     assert sum(map(len, ended)) < sum(map(len, free))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.MptConfig(vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=2),
+        transformers.GPTNeoConfig(
+            vocab_size=VOCABULARY, hidden_size=32, num_heads=4, num_layers=2, window_size=6,
+            attention_types=[[["global", "local"], 1]], bos_token_id=None, eos_token_id=None,
+        ),
+    ],
+)  # fmt: skip
+def test_attention_that_counts_places_sees_no_padding_among_tokens(
+    config: transformers.PreTrainedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.initializer_range = 0.4
+    monkeypatch.setitem(CONFIGS, "by places", config)
+    model = live(save_random(tmp_path, "by places"))
+    plain = reference(tmp_path)
+    prompts = [(1, *one.ids) for one in ragged(12, longest=20, seed=3)]
+    found = greedy(model, prompts, [8] * 12, lambda _, tokens: False)
+    assert found == [generated(plain, prompt, 8, None) for prompt in prompts]
+
+
+def test_what_some_prompts_begin_with_is_read_once(tmp_path: Path) -> None:
+    model = Spy(live(save_random(tmp_path, "llama")))
+    prompts = [(*[kind] * 18, 50, *range(20, 22 + row % 3)) for row in range(24) for kind in (3, 7)]
+    found = greedy(model, prompts, [5] * 48, lambda _, tokens: False)
+    assert model.tokens < 2 * 19 + 48 * 4  # 19 for each kind, and no more than 3 and padding
+    for row in (0, 1, 47):
+        assert greedy(model, [prompts[row]], [5], lambda _, tokens: False)[0] == found[row]
 
 
 def test_greedy_stops_at_the_end_of_the_context(tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from evomerge.errors import DataError, Place
 from evomerge.evaluator import SPLITS, Evaluator, Split, TaskItems, draw_items
+from evomerge.language_model import Past
 from evomerge.models import load_tokenizer
 from evomerge.proxy_tasks import generation, multiple_choice
 from evomerge.study.file import check_study, load_study_file
 from tests.architectures import live
+from tests.test_decoding import Spy
 
 PLACE = Place("study.yaml", DataError, "tasks.sums")
 SETTINGS = generation.Settings(kind="generation", data="x", prompt="{q}", answer="{a}")
@@ -189,7 +192,7 @@ def test_scores_of_the_splits(family: Path) -> None:
             expected = alone.scores(model, task.splits[split], exact=False)
             assert found[task.name].score.shape == (16,)
             assert found[task.name].score.dtype == np.float64
-            assert np.array_equal(found[task.name].score, expected.score.astype(np.float32))
+            assert found[task.name].score == pytest.approx(expected.score, abs=1e-5)
             assert np.array_equal(found[task.name].correct, expected.correct)
     first = evaluator.scores(model, "search", exact=False)
     again = evaluator.scores(model, "search", exact=False)
@@ -197,3 +200,25 @@ def test_scores_of_the_splits(family: Path) -> None:
         assert scores.score.tobytes() == again[name].score.tobytes()
     others = evaluator.scores(live(family / "experts" / "caesar"), "search", exact=False)
     assert not np.array_equal(others["sort"].score, first["sort"].score)
+
+
+def test_what_all_tasks_ask_is_run_together(family: Path) -> None:
+    checked = check_study(load_study_file(family / "study.yaml"))
+    evaluator = Evaluator(checked.tasks, load_tokenizer(family / "base"))
+    model = Spy(live(family / "experts" / "sort"))
+    rows: list[int] = []
+    logits = model.logits
+
+    def counted(ids: torch.Tensor, keep: int, past: Past | None = None) -> torch.Tensor:
+        rows.append(len(ids))
+        return logits(ids, keep, past)
+
+    model.logits = counted  # type: ignore[method-assign]
+    only = {"sort": [3, 1], "reverse": [], "caesar": [0, 5, 2]}
+    few = evaluator.scores(model, "search", exact=False, only=only)
+    assert rows == [5]
+    whole = evaluator.scores(model, "search", exact=False)
+    assert len(rows) < 1 + 3
+    for name, places in only.items():
+        assert few[name].score == pytest.approx(whole[name].score[places], abs=1e-5)
+        assert few[name].correct.tolist() == whole[name].correct[places].tolist()

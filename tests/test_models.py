@@ -205,10 +205,15 @@ def test_a_tokenizer_without_an_end(trained_family: Path, tmp_path: Path) -> Non
 def test_devices() -> None:
     assert best_device("cpu") == CPU
     assert best_device(None).type in ("cpu", "cuda")
-    for name in ("gpu", "cuda:99", ""):
-        with pytest.raises(
-            CheckpointError, match="expected a device such as cpu or cuda"
-        ) as caught:
+    for name, words in (
+        ("gpu", "expected a device such as cpu, cuda or cuda:1, got 'gpu'; leave it out"),
+        (
+            "cuda:99",
+            "expected a device of this machine, got 'cuda:99', which PyTorch cannot use here",
+        ),
+        ("", "expected a device such as cpu, cuda or cuda:1, got ''; leave it out"),
+    ):
+        with pytest.raises(CheckpointError, match=words) as caught:
             best_device(name)
         assert "\n" not in str(caught.value)
 

@@ -137,6 +137,8 @@ class Task(Protocol):
     """Examples of one proxy task, ready to be put to a model.
 
     One whose scores are smoothed margins has a `temperature`, and settings that may leave it None.
+    One that is a ForcedTask (`_forced.py`) says which token sequences are to be run, and those of
+    all such tasks are run together.
 
     One that has `lengths` (for every example, the tokens of its longest sequence) lets items that
     are longer than the model's context be found, and named, before the first is scored.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from evomerge.decoding import TokenSequence
 from evomerge.errors import DataError, first_line
@@ -54,7 +55,7 @@ class Coding:
         """Return whether the last of new tokens ends a text."""
         return bool(new[-1] == self._tokenizer.eos_token_id)
 
-    def text(self, new: list[int]) -> str:
+    def text(self, new: Sequence[int]) -> str:
         """Return the text of new tokens."""
         found: str = self._tokenizer.decode(new, skip_special_tokens=True)
         return found

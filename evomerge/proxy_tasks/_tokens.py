@@ -1,8 +1,8 @@
-"""Prompts and what follows them as token ids."""
+"""Prompts and what follows them as token ids, and what ends a generated text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from evomerge.decoding import TokenSequence
@@ -11,6 +11,26 @@ from evomerge.proxy_tasks import Prompted, PromptedSettings, Shot
 from evomerge.tokenizer_files import Tokenizer
 
 Ids = tuple[int, ...]
+_BORDER = 4  # tokens whose text may be another without those before them
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Texts that end what is generated."""
+
+    texts: tuple[str, ...]
+    decode: Callable[[Sequence[int]], str]
+
+    def cut(self, tokens: Sequence[int]) -> tuple[str, bool]:
+        """Return the text of tokens before the first stop, and whether there is one."""
+        text = self.decode(tokens)
+        places = [found for found in map(text.find, self.texts) if found >= 0]
+        return (text[: min(places)], True) if places else (text, False)
+
+    def came(self, tokens: Sequence[int]) -> bool:
+        """Return whether the last token has brought a stop; reads no more than shows it."""
+        reach = max((len(text.encode()) for text in self.texts), default=0) + _BORDER
+        return bool(self.texts) and self.cut(tokens[-reach:])[1] and self.cut(tokens)[1]
 
 
 @dataclass(frozen=True)

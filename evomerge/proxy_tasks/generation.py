@@ -6,6 +6,7 @@ unless the task says how to compare.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, field_validator
 
-from evomerge.decoding import Forced, Integers, TokenSequence, greedy, teacher_force
+from evomerge.decoding import Forced, TokenSequence, greedy
 from evomerge.errors import Place
 from evomerge.language_model import LanguageModel
 from evomerge.proxy_tasks import (
@@ -28,13 +29,15 @@ from evomerge.proxy_tasks import (
 )
 from evomerge.proxy_tasks._answers import Normalizer, Value, extracted, normalized, words
 from evomerge.proxy_tasks._data import Row, field, fill, only_field
-from evomerge.proxy_tasks._tokens import encode_after, prompt_of
+from evomerge.proxy_tasks._forced import ForcedTask
+from evomerge.proxy_tasks._tokens import Stops, encode_after, prompt_of
 from evomerge.tokenizer_files import Tokenizer
 
 _TEMPERATURE = 0.5  # until the experts' margins are known
 _SPARE_TOKENS = (
     4  # beyond the longest target or answer, for an answer that is spelt with more tokens
 )
+_READ = 1 << 14  # texts that are kept
 
 
 class Settings(PromptedSettings):
@@ -150,7 +153,7 @@ def shown(example: Example, settings: Settings) -> Shot:
     return Shot(example.prompt, example.target)
 
 
-class Task:
+class Task(ForcedTask):
     """Examples of a generation task as token ids.
 
     Raises DataError for a prompt without tokens, and where `chat` finds no template.
@@ -160,13 +163,20 @@ class Task:
         self, settings: Settings, examples: Sequence[Example], tokenizer: Tokenizer
     ) -> None:
         self._settings = settings
-        self._tokenizer = tokenizer
+        # What precedes the answer may be anything.
+        self._comes_late = bool(settings.extract) or settings.normalize == "number"
+        self._end = tokenizer.eos_token_id
+        self._read = functools.lru_cache(_READ)(self._cut)  # models often say the same
+        self._stops = Stops(
+            tuple(settings.stops),
+            functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False),
+        )
         self.temperature = settings.temperature or _TEMPERATURE
         self._answers = [
             {_value(answer, settings) for answer in example.answers} for example in examples
         ]
         stop = settings.stops[0] if settings.stops else ""
-        end = () if stop else (tokenizer.eos_token_id,)
+        end = () if stop else (self._end,)
         self._sequences = [
             TokenSequence(one.ids + end, one.scored + len(end))
             for one in encode_after(
@@ -182,28 +192,21 @@ class Task:
         longest = max([*(one.scored for one in self._sequences), *map(len, spelt)], default=0)
         self._most = settings.max_new_tokens or longest + _SPARE_TOKENS
 
-    def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
-        """Score items: the least margin over the target's positions; see proxy_tasks.Task."""
-        forced = teacher_force(model, [self._sequences[item] for item in items])
+    def sequences(self, items: Sequence[int], context: int | None) -> list[TokenSequence]:
+        """See ForcedTask."""
+        return [self._sequences[item] for item in items]
+
+    def judged(
+        self, model: LanguageModel, items: Sequence[int], exact: bool, forced: Forced
+    ) -> ItemScores:
+        """Score items by the least margin over the target's positions."""
         margins = forced.least_margin().astype(np.float64)
         score = sigmoid_of_margin(margins, self.temperature)
         if not exact:
             return ItemScores(score, (margins > 0).astype(np.float64), None, margins)
-        right = self._matches(model, items, forced)
-        return ItemScores(score, right, self._probabilities(items, forced), margins)
-
-    def _probabilities(self, items: Sequence[int], forced: Forced) -> Probabilities:
-        """Return the probabilities of the target, and of greedy decoding until it leaves that."""
-        gold = forced.total(forced.log_probability)
-        confidence = gold.copy()
-        for row, item in enumerate(items):
-            here = slice(*forced.starts[row : row + 2])
-            differs = np.flatnonzero(forced.choice[here] != np.array(self._sequences[item].target))
-            if len(differs):
-                first = differs[0]
-                known = forced.log_probability[here][: first + 1].astype(np.float64)
-                confidence[row] = known.sum() - forced.margin[here][first]
-        return Probabilities(np.exp(gold), np.exp(np.minimum(confidence, 0)))
+        return ItemScores(
+            score, self._matches(model, items, forced), _probabilities(forced), margins
+        )
 
     def _matches(self, model: LanguageModel, items: Sequence[int], forced: Forced) -> Vector:
         """Return 1 where greedy decoding gives the answer, else 0.
@@ -212,46 +215,40 @@ class Task:
         teacher-forced pass. Only where they leave the answer open is anything generated.
         """
         answers = [self._answers[item] for item in items]
-        sequences = [self._sequences[item] for item in items]
-        tokens = [
-            self._known(one, forced.choice[start : start + one.scored])
-            for one, start in zip(sequences, forced.starts[:-1], strict=True)
-        ]
-        still = [row for row, new in enumerate(tokens) if not self._settled(new, answers[row])]
+        known = np.minimum(forced.agreed() + 1, np.diff(forced.starts)).clip(max=self._most)
+        said: list[Value | None] = []
+        still = []
+        for row, (start, size) in enumerate(zip(forced.starts, known, strict=False)):
+            text, ended = self._read(tuple(forced.choice[start : start + size].tolist()))
+            said.append(self._said(text))
+            if not ended and size < self._most and self._may_match(text, answers[row]):
+                still.append(row)
         continued = greedy(
             model,
-            [sequences[row].ids[: -sequences[row].scored] for row in still],
+            [one.ids[: -one.scored] for one in (self._sequences[items[row]] for row in still)],
             [self._most] * len(still),
             lambda index, new: self._settled(new, answers[still[index]]),
         )
         for row, new in zip(still, continued, strict=True):
-            tokens[row] = new
-        found = [self._said(self._cut(new)[0]) for new in tokens]
-        return np.array([float(one in right) for one, right in zip(found, answers, strict=True)])
-
-    def _known(self, sequence: TokenSequence, choice: Integers) -> list[int]:
-        """Return the first tokens of greedy decoding, as far as the teacher-forced ones show."""
-        differs = np.flatnonzero(choice != np.array(sequence.target))
-        known: list[int] = choice[: differs[0] + 1 if len(differs) else None].tolist()
-        return known[: self._most]
+            said[row] = self._said(self._cut(new)[0])
+        return np.array([float(one in right) for one, right in zip(said, answers, strict=True)])
 
     def _settled(self, tokens: list[int], answers: set[Value | None]) -> bool:
         """Return whether more tokens change nothing: an end came, or the answer no longer can."""
+        if self._comes_late:
+            return tokens[-1] == self._end or self._stops.came(tokens)
         text, ended = self._cut(tokens)
-        return ended or len(tokens) == self._most or not self._may_match(text, answers)
+        return ended or not self._may_match(text, answers)
 
-    def _cut(self, tokens: list[int]) -> tuple[str, bool]:
+    def _cut(self, tokens: Sequence[int]) -> tuple[str, bool]:
         """Return the text before the end-of-text token or a stop text, and whether one came."""
-        ended = tokens[-1] == self._tokenizer.eos_token_id
-        text = self._tokenizer.decode(
-            tokens[:-1] if ended else tokens, clean_up_tokenization_spaces=False
-        )
-        places = [found for found in map(text.find, self._settings.stops) if found >= 0]
-        return (text[: min(places)], True) if places else (text, ended)
+        ended = tokens[-1] == self._end
+        text, stopped = self._stops.cut(tokens[:-1] if ended else tokens)
+        return text, ended or stopped
 
     def _may_match(self, text: str, answers: set[Value | None]) -> bool:
         """Return whether more tokens could still make the text one of the answers."""
-        if self._settings.extract or self._settings.normalize == "number":
+        if self._comes_late:
             return True
         so_far = text.rstrip("\ufffd")  # an unfinished character decodes to U+FFFD
         so_far = words(so_far) if self._settings.normalize == "text" else so_far.strip()
@@ -260,3 +257,14 @@ class Task:
     def _said(self, text: str) -> Value | None:
         found = extracted(text, self._settings.extract)
         return None if found is None else normalized(found, self._settings.normalize)
+
+
+def _probabilities(forced: Forced) -> Probabilities:
+    """Return the probabilities of the target, and of greedy decoding until it leaves that."""
+    agreed, sizes = forced.agreed(), np.diff(forced.starts)
+    gold = forced.total(forced.log_probability)
+    until = np.arange(len(forced.target)) - np.repeat(forced.starts[:-1] + agreed, sizes) <= 0
+    confidence = forced.total(np.where(until, forced.log_probability, 0))
+    left = agreed < sizes
+    confidence[left] -= forced.margin[(forced.starts[:-1] + agreed)[left]]
+    return Probabilities(np.exp(gold), np.exp(np.minimum(confidence, 0)))

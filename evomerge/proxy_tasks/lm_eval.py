@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from evomerge.decoding import TokenSequence, greedy, teacher_force
+from evomerge.decoding import Forced, TokenSequence, greedy
 from evomerge.errors import DataError, Place
 from evomerge.language_model import LanguageModel
 from evomerge.proxy_tasks import Dataset, ItemScores, TaskSettings, Vector, sigmoid_of_margin
 from evomerge.proxy_tasks import _harness as harness
 from evomerge.proxy_tasks._data import Row, Rows
+from evomerge.proxy_tasks._forced import ForcedTask
 from evomerge.proxy_tasks._harness import Docs, Example
 from evomerge.proxy_tasks._hflm import Coding, end_of
+from evomerge.proxy_tasks._tokens import Stops
 from evomerge.tokenizer_files import Tokenizer
 
 _PLACE = Place("the study", DataError)
@@ -100,7 +102,7 @@ def render(row: Row, settings: Settings, place: Place) -> Example:
     return example
 
 
-class Task:
+class Task(ForcedTask):
     """Items of a task of lm-eval as token ids.
 
     Raises DataError for a text without tokens, and where `chat` finds no template.
@@ -122,7 +124,8 @@ class Task:
         self._prompts: list[tuple[int, ...]] = []
         if self._asks == "generate_until":
             end = tokenizer.decode(tokenizer.eos_token_id)
-            self._stops, most = harness.generation(self._task, end)
+            stops, most = harness.generation(self._task, end)
+            self._stops = Stops(tuple(filter(None, stops)), coding.text)
             self._most = settings.max_new_tokens or most
             self._prompts = [coding.prompt(one[0][0]) for one in requests]
             self._pairs = [
@@ -134,38 +137,41 @@ class Task:
         else:
             self._pairs = [[coding.pair(*texts) for texts in one] for one in requests]
 
-    def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
+    def sequences(self, items: Sequence[int], context: int | None) -> list[TokenSequence]:
+        """See ForcedTask."""
+        return [one for item in items for one in self._of(item, context)]
+
+    def judged(
+        self, model: LanguageModel, items: Sequence[int], exact: bool, forced: Forced
+    ) -> ItemScores:
         """Score items by margins where the task has them, else by its metric.
 
-        See proxy_tasks.Task. Raises DataError for a metric that is no number from 0 to 1.
+        Raises DataError for a metric that is no number from 0 to 1.
         """
         if self._asks == "generate_until":
-            return self._generated(model, items, exact)
-        groups = [self._sequences(model, item) for item in items]
-        forced = teacher_force(model, [one for group in groups for one in group])
-        likelihood = forced.total(forced.log_probability)
-        starts = np.cumsum([0, *map(len, groups)])
+            return self._generated(model, items, exact, forced)
+        likelihood, least = forced.total(forced.log_probability), forced.least_margin()
+        starts = np.cumsum([0, *(len(self._of(item, model.context)) for item in items)])
         spans = [slice(*pair) for pair in itertools.pairwise(starts.tolist())]
         if self._asks == "loglikelihood_rolling":
             answers: list[list[Any]] = [[float(likelihood[span].sum())] for span in spans]
         else:
-            target = np.concatenate([one.target for group in groups for one in group])
-            greedy_too = forced.total(forced.choice != target) == 0
+            greedy_too = forced.agreed() == np.diff(forced.starts)
             pairs = list(zip(likelihood.tolist(), greedy_too.tolist(), strict=True))
             answers = [pairs[span] for span in spans]
         correct = self._judged(items, answers)
         margins = [
-            self._margin(item, likelihood[span], forced.least_margin()[span])
+            self._margin(item, likelihood[span], least[span])
             for item, span in zip(items, spans, strict=True)
         ]
         return ItemScores(self._smooth(margins, correct), correct)
 
-    def _sequences(self, model: LanguageModel, item: int) -> list[TokenSequence]:
+    def _of(self, item: int, context: int | None) -> list[TokenSequence]:
         """Return what the model reads of an item; of what is too long, the end, as in lm-eval."""
         if self._asks != "loglikelihood_rolling":
-            return [end_of(one, model.context) for one in self._pairs[item]]
+            return [end_of(one, context) for one in self._pairs[item]]
         ids = list(self._prompts[item])
-        size = len(ids) if model.context is None else model.context - 1
+        size = len(ids) if context is None else context - 1
         cut = harness.windows(ids, self._coding.prefix, size)
         return [TokenSequence((*before, *piece), len(piece)) for before, piece in cut]
 
@@ -222,16 +228,16 @@ class Task:
             )
         return float(number)
 
-    def _generated(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
+    def _generated(
+        self, model: LanguageModel, items: Sequence[int], exact: bool, forced: Forced
+    ) -> ItemScores:
         """Score items by the right text's least margin, where it is known."""
-        known = [row for row, item in enumerate(items) if self._pairs[item]]
+        known = (row for row, item in enumerate(items) if self._pairs[item])
         correct = np.zeros(len(items))
         margins: list[tuple[float, float] | None] = [None] * len(items)
-        if known:
-            whole = [end_of(self._pairs[items[row]][0], model.context) for row in known]
-            for row, margin in zip(known, teacher_force(model, whole).least_margin(), strict=True):
-                margins[row] = (float(margin), _LOGITS)
-                correct[row] = float(margin > 0)
+        for row, margin in zip(known, forced.least_margin(), strict=True):
+            margins[row] = (float(margin), _LOGITS)
+            correct[row] = float(margin > 0)
         asked = [row for row in range(len(items)) if exact or margins[row] is None]
         if asked:
             chosen = [items[row] for row in asked]
@@ -253,11 +259,6 @@ class Task:
             model,
             prompts,
             [self._most] * len(items),
-            lambda _, new: self._coding.ended(new) or self._cut(new)[1],
+            lambda _, new: self._coding.ended(new) or self._stops.came(new),
         )
-        return [self._cut(new)[0] for new in found]
-
-    def _cut(self, new: list[int]) -> tuple[str, bool]:
-        text = self._coding.text(new)
-        places = [place for place in map(text.find, filter(None, self._stops)) if place >= 0]
-        return (text[: min(places)], True) if places else (text, False)
+        return [self._stops.cut(new)[0] for new in found]

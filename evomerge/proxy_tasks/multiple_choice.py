@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from evomerge.decoding import teacher_force
+from evomerge.decoding import Forced, TokenSequence
 from evomerge.errors import Place
 from evomerge.language_model import LanguageModel
 from evomerge.proxy_tasks import (
@@ -21,6 +21,7 @@ from evomerge.proxy_tasks import (
     sigmoid_of_margin,
 )
 from evomerge.proxy_tasks._data import Row, field, fill, only_field
+from evomerge.proxy_tasks._forced import ForcedTask
 from evomerge.proxy_tasks._tokens import encode_after, prompt_of
 from evomerge.tokenizer_files import Tokenizer
 
@@ -125,7 +126,7 @@ def _which(
     return number
 
 
-class Task:
+class Task(ForcedTask):
     """Examples of a multiple-choice task as token ids, one sequence per option.
 
     Raises DataError for an option without tokens, and where `chat` finds no template.
@@ -154,23 +155,28 @@ class Task:
             slice(end - len(example.options), end)
             for end, example in zip(ends.tolist(), examples, strict=True)
         ]
-        self._answers = [example.answer for example in examples]
+        self._answers = np.array([example.answer for example in examples], dtype=np.int64)
         self._sequences, self._lengths = flat, np.array(length, dtype=np.float64)
         self.lengths = [max(len(one.ids) for one in flat[span]) for span in self._spans]
 
-    def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
-        """Score items by the right option's lead over the best other; see proxy_tasks.Task.
+    def sequences(self, items: Sequence[int], context: int | None) -> list[TokenSequence]:
+        """See ForcedTask."""
+        return [one for item in items for one in self._sequences[self._spans[item]]]
+
+    def judged(
+        self, model: LanguageModel, items: Sequence[int], exact: bool, forced: Forced
+    ) -> ItemScores:
+        """Score items by the right option's lead over the best other.
 
         Its probabilities are the softmax over the options of what decides.
         """
         spans = [self._spans[item] for item in items]
-        forced = teacher_force(model, [one for span in spans for one in self._sequences[span]])
         lengths = np.concatenate([self._lengths[span] for span in spans])
         likelihood = forced.total(forced.log_probability) / lengths
         counts = [span.stop - span.start for span in spans]
         table = np.full((len(items), max(counts)), -np.inf)  # of items × options
         table[np.arange(max(counts)) < np.array(counts)[:, None]] = likelihood
-        rows, answers = np.arange(len(items)), [self._answers[item] for item in items]
+        rows, answers = np.arange(len(items)), self._answers[list(items)]
         gold = table[rows, answers]
         others = table.copy()
         others[rows, answers] = -np.inf

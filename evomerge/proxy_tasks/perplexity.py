@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
-from evomerge.decoding import TokenSequence, teacher_force
+from evomerge.decoding import Forced, TokenSequence
 from evomerge.errors import Place
 from evomerge.language_model import LanguageModel
 from evomerge.proxy_tasks import ItemScores, Prompted, PromptedSettings, Shot
 from evomerge.proxy_tasks._data import Row, fill
+from evomerge.proxy_tasks._forced import ForcedTask
 from evomerge.proxy_tasks._tokens import encode_after, prompt_of
 from evomerge.tokenizer_files import Tokenizer
 
@@ -52,7 +53,7 @@ def shown(example: Example, settings: Settings) -> Shot:
     return Shot(example.prompt, example.text)
 
 
-class Task:
+class Task(ForcedTask):
     """Examples of a perplexity task as token ids.
 
     Raises DataError where `chat` finds no template.
@@ -76,8 +77,13 @@ class Task:
         self._sizes = np.array(sizes, dtype=np.float64)  # bytes
         self.lengths = [len(one.ids) for one in self._sequences]
 
-    def scores(self, model: LanguageModel, items: Sequence[int], exact: bool) -> ItemScores:
-        """Score items by the probability of their bytes; see proxy_tasks.Task."""
-        forced = teacher_force(model, [self._sequences[item] for item in items])
+    def sequences(self, items: Sequence[int], context: int | None) -> list[TokenSequence]:
+        """See ForcedTask."""
+        return [self._sequences[item] for item in items]
+
+    def judged(
+        self, model: LanguageModel, items: Sequence[int], exact: bool, forced: Forced
+    ) -> ItemScores:
+        """Score items by the probability of their bytes."""
         score = np.exp(forced.total(forced.log_probability) / self._sizes[list(items)])
         return ItemScores(score, forced.total(forced.margin > 0) / np.diff(forced.starts))

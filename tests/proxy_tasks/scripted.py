@@ -1,9 +1,10 @@
 """A language model whose next-token logits are a function of the tokens so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from evomerge.language_model import Past
 
@@ -39,14 +40,16 @@ class Scripted:
     def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
         return _after_past(ids, past)
 
+    def join(self, parts: Sequence[Past], lengths: Sequence[int]) -> object:
+        each = [row for one in parts for row in one.state[one.rows]]
+        pairs = zip(each, lengths, strict=True)
+        return torch.stack([pad(row[:size], (max(lengths) - size, 0)) for row, size in pairs])
+
     def step(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: object
     ) -> tuple[torch.Tensor, object]:
         self.steps += 1
-        if cache is None or isinstance(cache, Past):
-            seen = _after_past(ids, cache)
-        else:
-            seen = torch.cat([cache, ids], dim=1)
+        seen = torch.cat([cache, ids], dim=1) if isinstance(cache, torch.Tensor) else ids
         rows = [
             [token for token, real in zip(*row, strict=True) if real]
             for row in zip(seen.tolist(), mask.tolist(), strict=True)

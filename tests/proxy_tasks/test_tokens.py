@@ -1,12 +1,15 @@
 """Prompts and answers as token ids: borders, special tokens, chat templates."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from evomerge.errors import DataError
 from evomerge.models import load_tokenizer
-from evomerge.proxy_tasks._tokens import encode_after
+from evomerge.proxy_tasks._tokens import Stops, encode_after
 from tests.architectures import byte_level_tokenizer
 
 TEXT = "the answer is the yes. the answer is no.\n the question: yes or no?\n" * 5
@@ -122,3 +125,27 @@ def test_the_zoo_s_tokens_are_the_prompt_s_then_the_answer_s(trained_family) -> 
     found = encode_after(tokenizer, ["[sort]gnlozw="], ["glnowz"], False)[0]
     assert found.ids == tuple(tokenizer("[sort]gnlozw=glnowz")["input_ids"])
     assert (len(found.ids), found.scored) == (14, 6)
+
+
+def test_a_stop_is_seen_when_it_comes_without_reading_all(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    read: list[int] = []
+
+    def decode(tokens: Sequence[int]) -> str:
+        read.append(len(tokens))
+        return str(tokenizer.decode(tokens))
+
+    stops = Stops(("no.\n", "\u20ac"), decode)
+    draw = np.random.default_rng(0)
+    pieces = ["the ", "answer", " no", ".", "\n", "no", "\u20ac", "\u00e9", " is", "?"]
+    for _ in range(50):
+        text = "".join(draw.choice(pieces, 60))
+        tokens = tokenizer(text)["input_ids"]
+        ends = [stops.cut(tokens[: size + 1])[1] for size in range(len(tokens))]
+        read.clear()
+        came = [stops.came(tokens[: size + 1]) for size in range(len(tokens))]
+        first = ends.index(True) if True in ends else len(tokens)
+        assert came[: first + 1] == ends[: first + 1]
+        assert max(read[: first - 1], default=0) <= 4 + 4  # the bytes of a stop and a few
+    assert not Stops((), decode).came([1, 2])
