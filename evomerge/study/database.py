@@ -1,4 +1,4 @@
-"""Where studies live: SQLite files and PostgreSQL servers, their single writer, their errors."""
+"""Where studies live: SQLite files and PostgreSQL servers, transactions, errors."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sqlalchemy import (
     inspect,
     make_url,
     select,
-    text,
 )
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from evomerge.errors import StudyError, first_line
 from evomerge.study import locks, rows, tables
+from evomerge.study.failures import DatabaseAwayError, passes
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 BUSY_SECONDS = 60  # a reader of an SQLite file may keep the writer waiting this long
 _KINDS = "sqlite:///FILE or postgresql://USER@HOST/DATABASE"
 _SECRETS = ("password", "sslpassword")
-# A server notices within a minute that a writer's machine is gone, and never drops an idle one.
+# We notice within a minute that a server's machine is gone.
 _ALIVE = {
-    "tcp_keepalives_idle": "30",
-    "tcp_keepalives_interval": "10",
-    "tcp_keepalives_count": "3",
-    "idle_session_timeout": "0",
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # milliseconds
 }
 
 T = TypeVar("T")
@@ -110,16 +111,21 @@ class Database:
     def _sqlite(self) -> bool:
         return self._parsed.get_backend_name() == "sqlite"
 
-    def _unopened(self, reason: str) -> StudyError:
-        return StudyError(f"cannot open the database {self.name}: {reason}")
+    def _unopened(self, reason: str, hint: str = "") -> StudyError:
+        return StudyError(f"cannot open the database {self.name}: {reason}{hint and f'; {hint}'}")
+
+    @property
+    def _remedy(self) -> str:
+        if self._sqlite:
+            return "put a copy of it in its place, or move it away and search again"
+        return "check the URL, and that the server runs and lets you in"
 
     @cached_property
     def _engine(self) -> Engine:
         arguments: dict[str, Any] = {"timeout": BUSY_SECONDS}
         if not self._sqlite:
             given = self._parsed.query
-            wanted = {"connect_timeout": 10, "keepalives_idle": 30}
-            arguments = {key: value for key, value in wanted.items() if key not in given}
+            arguments = {key: value for key, value in _ALIVE.items() if key not in given}
         try:
             engine = create_engine(self._parsed, connect_args=arguments, poolclass=self._pool)
         except ImportError:
@@ -143,7 +149,7 @@ class Database:
     def read(self, action: Callable[[Connection], T]) -> T:
         """Read in one transaction that sees one state of the database."""
         options = {} if self._sqlite else {"isolation_level": "REPEATABLE READ"}
-        return self._try(action, options)  # closing the connection ends the transaction
+        return self._try(action, options, self._failed)  # closing ends the transaction
 
     def write(self, action: Callable[[Connection], T]) -> T:
         """Write in one transaction, again while somebody else keeps the database locked."""
@@ -152,23 +158,43 @@ class Database:
             with connection.begin():
                 return action(connection)
 
-        return self._try(committed, {"evomerge_begin": "BEGIN IMMEDIATE"})
+        return self._try(committed, {"evomerge_begin": "BEGIN IMMEDIATE"}, self._failed)
 
-    def _try(self, action: Callable[[Connection], T], options: dict[str, Any]) -> T:
+    def _failed(self, reason: str) -> StudyError:
+        return StudyError(
+            f"the database {self.name} failed: {reason}; "
+            "see to it, then go on: what is recorded stays"
+        )
+
+    def _try(
+        self,
+        action: Callable[[Connection], T],
+        options: dict[str, Any],
+        failed: Callable[[str], StudyError],
+    ) -> T:
+        """Do something on a connection; DatabaseAwayError where it can be tried again."""
         deadline = time.monotonic() + BUSY_SECONDS
         while True:
             try:
-                with self._engine.connect() as connection:
+                with self._connected() as connection:
                     return action(connection.execution_options(**options))
             except IntegrityError:
                 raise
             except SQLAlchemyError as problem:
-                locked = self._sqlite and "locked" in self._reason(problem)
-                if not locked or time.monotonic() > deadline:
-                    raise StudyError(
-                        f"the database {self.name} failed: {self._reason(problem)}"
-                    ) from None
+                reason = self._reason(problem)
+                if self._passes(problem):
+                    raise DatabaseAwayError(str(failed(reason)), reason) from None
+                if not (self._sqlite and "locked" in reason) or time.monotonic() > deadline:
+                    raise failed(reason) from None
                 time.sleep(0.05)
+
+    def _passes(self, problem: SQLAlchemyError) -> bool:
+        return not self._sqlite and passes(problem, self._engine)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        with self._engine.connect() as connection:
+            yield connection
 
     def has_tables(self) -> bool:
         """Whether Optuna's tables are there; StudyError where they are of another version."""
@@ -177,11 +203,7 @@ class Database:
             there = inspect(connection).has_table("alembic_version")
             return rows.schema(connection) if there else None
 
-        try:
-            with self._engine.connect() as connection:
-                version = found(connection)
-        except SQLAlchemyError as problem:
-            raise self._unopened(self._reason(problem)) from None
+        version = self._try(found, {}, lambda reason: self._unopened(reason, self._remedy))
         if version not in (None, tables.SCHEMA):
             raise self._unopened(
                 f"expected tables {tables.SCHEMA} of Optuna, got {version}; "
@@ -193,16 +215,18 @@ class Database:
         """Make Optuna's tables where they are missing."""
         from optuna.storages import RDBStorage
 
+        def make(connection: Connection) -> None:
+            if not self._sqlite:  # two processes may meet here
+                connection.execute(select(func.pg_advisory_xact_lock(locks.key("the tables"))))
+            storage = RDBStorage(self._for_optuna)
+            storage.remove_session()
+            storage.engine.dispose()
+
         if self.has_tables():
             return
         try:
-            with self._engine.connect() as connection:
-                if not self._sqlite:  # two processes may meet here
-                    connection.execute(select(func.pg_advisory_xact_lock(locks.key("the tables"))))
-                storage = RDBStorage(self._for_optuna)
-                storage.remove_session()
-                storage.engine.dispose()
-        except (SQLAlchemyError, RuntimeError) as problem:
+            self._try(make, {}, self._unopened)
+        except RuntimeError as problem:
             raise self._unopened(self._reason(problem)) from None
 
     def reading_storage(self) -> RDBStorage:
@@ -245,51 +269,11 @@ class Database:
         """Close all connections."""
         self._engine.dispose()
 
-    @contextlib.contextmanager
-    def only_writer(self, name: str) -> Iterator[Callable[[], None]]:
-        """Hold a study's lock, which is dropped when this process ends in any way.
-
-        Yields what raises StudyError where the lock has been lost since. On SQLite it is a lock on
-        a file beside the database, on a server one that lives as long as its connection. Raises
-        StudyError where another process holds it.
-        """
-        if self.file is not None:
-            with locks.file_lock(self.file, name):
-                yield lambda: None
-            return
-        try:
-            with self._engine.connect() as connection:  # which closes, and so drops the lock
-                connection.execution_options(isolation_level="AUTOCOMMIT")
-                with self._server_lock(connection, name) as check:
-                    yield check
-        except SQLAlchemyError as problem:
-            raise self._unopened(self._reason(problem)) from None
-
     def has_writer(self, name: str) -> bool:
         """Return whether some process holds a study's lock."""
         if self.file is not None:
             return locks.file_lock_is_held(self.file, name)
         return self.read(lambda connection: locks.server_lock_is_held(connection, name))
-
-    @contextlib.contextmanager
-    def _server_lock(self, connection: Connection, name: str) -> Iterator[Callable[[], None]]:
-        settings = text(
-            "SELECT set_config(name, :value, false) FROM pg_settings WHERE name = :name"
-        )
-        connection.execute(settings, [{"name": key, "value": _ALIVE[key]} for key in _ALIVE])
-        if not connection.execute(select(func.pg_try_advisory_lock(locks.key(name)))).scalar_one():
-            raise locks.busy(name)
-
-        def check() -> None:
-            try:
-                connection.execute(text("SELECT 1"))
-            except SQLAlchemyError as problem:
-                raise StudyError(
-                    f"the connection that held the lock on {name} was lost: "
-                    f"{self._reason(problem)}; go on with {command('resume', name, self.url)}"
-                ) from None
-
-        yield check
 
 
 def _is_file(parsed: URL) -> bool:

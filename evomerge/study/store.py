@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import IntegrityError
 
-from evomerge.errors import StudyError
+from evomerge.errors import StudyError, nearest
 from evomerge.expressions import Hole, Values
-from evomerge.study import rows
+from evomerge.study import locks, rows
 from evomerge.study.database import Database, command, making
+from evomerge.study.writer import Writer
 
 RUNS = Path("runs")
 _NAME = re.compile(r"\w[\w.-]*\Z")
@@ -43,50 +44,58 @@ def database(name: str, url: str | None, *, keep: bool = False) -> Database:
 
 
 @contextlib.contextmanager
-def only_writer(name: str, url: str | None) -> Iterator[Callable[[], None]]:
-    """Hold the study's lock; yields what raises StudyError where it has been lost since.
+def only_writer(
+    name: str, url: str | None, note: Callable[[str], None] = lambda text: None
+) -> Iterator[Database]:
+    """Hold the study's lock, which is dropped when this process ends in any way.
 
-    Raises StudyError where another process holds it.
+    Yields the database to be written. `note` is told when a server that is away is waited for.
+    Raises StudyError where another process holds the lock.
     """
-    with database(name, url).only_writer(name) as check:
-        yield check
+    place = database(name, url, keep=True)
+    if place.file is not None:
+        with locks.file_lock(place.file, name), contextlib.closing(place):
+            yield place
+        return
+    with contextlib.closing(Writer(place.url, name, note)) as writer:
+        writer.take()
+        yield writer
 
 
 class Store:
-    """One study in a database; `check`, of the writer's lock, is called before every write."""
+    """One study in a database; the writer's one, which `only_writer` gives, can be written."""
 
     def __init__(
         self,
         place: Database,
         identity: int,
         resume: str,
-        check: Callable[[], None] | None,
+        writable: bool,
     ) -> None:
         self._database = place
         self._resume = resume  # the command that goes on with it
         self._study = identity
-        self._check = check
+        self._writable = writable
         self._describe: Callable[[Values], list[rows.Parameter]] | None = None
         self._identities: dict[int, int] = {}  # of trials by number
 
     @classmethod
     def create(
-        cls, name: str, url: str | None, record: Mapping[str, Any], check: Callable[[], None]
+        cls, name: str, url: str | None, record: Mapping[str, Any], writer: Database
     ) -> Store:
         """Make a new study that holds its record; StudyError where one of that name exists.
 
         The study, and with it a new SQLite file, appears whole or not at all.
         """
-        place = database(name, url)
-        with making(place.file):
-            if place.file is None or place.file.exists():
-                cls._new(place, name, record)
+        with making(writer.file):
+            if writer.file is None or writer.file.exists():
+                cls._new(writer, name, record)
             else:
-                partial = place.file.with_name(f".{place.file.name}.partial")
+                partial = writer.file.with_name(f".{writer.file.name}.partial")
                 partial.unlink(missing_ok=True)
                 cls._new(Database(f"sqlite:///{partial}"), name, record)
-                partial.replace(place.file)
-        return cls.open(name, url, check)
+                partial.replace(writer.file)
+        return cls.open(name, url, writer)
 
     @staticmethod
     def _new(place: Database, name: str, record: Mapping[str, Any]) -> None:
@@ -105,24 +114,27 @@ class Store:
             ) from None
 
     @classmethod
-    def open(cls, name: str, url: str | None, check: Callable[[], None] | None = None) -> Store:
-        """Open an existing study, to be read unless `check` is given.
+    def open(cls, name: str, url: str | None, writer: Database | None = None) -> Store:
+        """Open an existing study, to be read unless `writer` is given.
 
         Raises StudyError where there is none.
         """
-        place = database(name, url, keep=check is not None)
+        place = writer or database(name, url)
         identity = None
         if (place.file is None or place.file.is_file()) and place.has_tables():
             identity = place.read(lambda one: rows.find_study(one, name))
         if identity is not None:
-            store = cls(place, identity, command("resume", name, url), check)
+            store = cls(place, identity, command("resume", name, url), writer is not None)
             if store.get("study") is not None:
-                if check is not None:
+                if writer is not None:
                     place.make_faster()
                 return store
         place.close()
-        listing = command("status", None, url)
-        raise StudyError(f"there is no study {name!r} in {place.name}; {listing} lists the studies")
+        near = nearest(name, sorted(one.parent.name for one in RUNS.glob("*/study.db")))
+        hint = f"{command('status', None, url)} lists the studies"
+        if url is None and near not in (None, name):
+            hint = f"did you mean {near!r}?"
+        raise StudyError(f"there is no study {name!r} in {place.name}; {hint}")
 
     def close(self) -> None:
         """Close the connections; what SQLite keeps beside the file while it is open goes."""
@@ -143,8 +155,7 @@ class Store:
         self._write(lambda one: rows.put(one, self._study, _PREFIX + key, value))
 
     def _write(self, action: Callable[[Any], T]) -> T:
-        assert self._check is not None
-        self._check()
+        assert self._writable
         return self._database.write(action)
 
     def trials(self, number: int | None = None) -> list[rows.TrialRecord]:

@@ -1,5 +1,6 @@
 """A PostgreSQL server for the tests of a session, where its programs are installed."""
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -21,21 +22,55 @@ def _program(name: str) -> str | None:
     return str(found[-1]) if found else shutil.which(name)
 
 
+class Server:
+    """A server on a socket of its own, that can be stopped and started."""
+
+    def __init__(self, folder: Path, control: list[str], settings: str) -> None:
+        self.url = f"postgresql://evomerge@/postgres?host={folder}"
+        self._folder = folder
+        self._control = [*control, "-D", str(folder / "data"), "-w"]
+        self._settings = f"-F -k {folder} -c listen_addresses='' -c full_page_writes=off {settings}"
+
+    def start(self) -> None:
+        # Its output is kept off our pipes, which the server would hold open.
+        run(
+            self._folder, *self._control, "-l", f"{self._folder}/log", "-o", self._settings, "start"
+        )
+
+    def stop(self, mode: str) -> None:
+        run(self._folder, *self._control, "-m", mode, "stop")
+
+    def database(self) -> str:
+        """Make an empty database; returns its URL."""
+        engine = create_engine(make_url(self.url).set(drivername="postgresql+psycopg"))
+        name = f"test_{next(_NUMBERS)}"
+        with engine.connect() as connection:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return self.url.replace("/postgres?", f"/{name}?")
+
+
+def run(folder: Path, *words: str) -> None:
+    subprocess.run(words, cwd=folder, check=True, capture_output=True, timeout=120)
+
+
 @pytest.fixture
-def server(postgresql: str) -> str:
+def server(postgresql: Server) -> str:
     """The URL of an empty database on the session's server."""
-    engine = create_engine(make_url(postgresql).set(drivername="postgresql+psycopg"))
-    name = f"test_{next(_NUMBERS)}"
-    with engine.connect() as connection:
-        connection.execution_options(isolation_level="AUTOCOMMIT")
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return postgresql.replace("/postgres?", f"/{name}?")
+    return postgresql.database()
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """The URL of a server on a socket of its own, of which nothing survives the session."""
+def postgresql() -> Iterator[Server]:
+    """A server of which nothing survives the session."""
+    with running_server("") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running_server(settings: str) -> Iterator[Server]:
+    """Make a server with settings of its own, and start it."""
     initdb, control = _program("initdb"), _program("pg_ctl")
     if initdb is None or control is None:
         reason = "the programs of PostgreSQL (initdb, pg_ctl) are not installed"
@@ -49,19 +84,15 @@ def postgresql() -> Iterator[str]:
         shutil.chown(folder, "nobody")
         user = ["setpriv", "--reuid=nobody", "--clear-groups"]
     data = folder / "data"
-    settings = f"-F -k {folder} -c listen_addresses='' -c full_page_writes=off"
-
-    def run(*words: str) -> None:
-        subprocess.run([*user, *words], cwd=folder, check=True, capture_output=True, timeout=120)
-
+    server = Server(folder, [*user, control], settings)
+    make = [initdb, "-D", str(data), "-U", "evomerge", "-A", "trust", "-E", "UTF8", "--no-sync"]
     try:
-        run(initdb, "-D", str(data), "-U", "evomerge", "-A", "trust", "-E", "UTF8", "--no-sync")
-        # Its output is kept off our pipes, which the server would hold open.
-        run(control, "-D", str(data), "-w", "-l", str(folder / "log"), "-o", settings, "start")
-        yield f"postgresql://evomerge@/postgres?host={folder}"
+        run(folder, *user, *make)
+        server.start()
+        yield server
     finally:
         if (data / "postmaster.pid").exists():
-            run(control, "-D", str(data), "-w", "-m", "immediate", "stop")
+            server.stop("immediate")
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -89,7 +89,7 @@ def test_a_study_that_is_extended_is_not_finished(fake: Path) -> None:
 def test_what_is_no_baseline_is_not_the_best_of_them(name: str, fake: Path) -> None:
     go_on(fake, "s")
     before = Reader("s", None).read().baseline
-    store = Store.open("s", None, lambda: None)
+    store = Store.open("s", None, database("s", None, keep=True))
     whole = ItemScores(np.ones(20), np.ones(20))
     items = pack(dict.fromkeys(TASKS, whole))
     row = store.get(f"row:{name}:search")
