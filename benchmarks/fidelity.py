@@ -26,7 +26,7 @@ import yaml
 from scipy.stats import spearmanr
 
 from evomerge.errors import Place, StudyFileError
-from evomerge.estimates import anchors, ridges, shares
+from evomerge.estimates import Ridge
 from evomerge.fidelity import fidelity
 from evomerge.merger import Merger
 from evomerge.models import LiveModel
@@ -193,15 +193,17 @@ def by_tasks(measured: Measured, scores: np.ndarray, way: Way) -> np.ndarray:
 
 def by_ridge(measured: Measured, scores: np.ndarray, items: np.ndarray, draw: int) -> np.ndarray:
     """Estimate by regression from the seen items."""
-    return by_tasks(measured, scores, lambda known, new: ridges(known, items, new[:, items])[0])
+    return by_tasks(measured, scores, lambda known, new: regressed(known, items, new))
 
 
 def by_anchors(measured: Measured, scores: np.ndarray, items: np.ndarray, draw: int) -> np.ndarray:
-    """Estimate by anchors, each with the share of its cluster."""
+    """Estimate by anchors, each with the share of its cluster (arXiv:2309.08638)."""
 
     def estimated(known: np.ndarray, new: np.ndarray) -> np.ndarray:
         chosen = anchors(known, len(items), draw)
-        return new[:, chosen] @ shares(known, chosen)
+        nearest = distances(known)[chosen].argmin(0)
+        nearest[chosen] = np.arange(len(chosen))  # of items that answer alike, each is its own
+        return new[:, chosen] @ np.bincount(nearest, minlength=len(chosen)) / known.shape[1]
 
     return by_tasks(measured, scores, estimated)
 
@@ -210,10 +212,45 @@ def by_both(measured: Measured, scores: np.ndarray, items: np.ndarray, draw: int
     """Estimate by regression from the anchors."""
 
     def estimated(known: np.ndarray, new: np.ndarray) -> np.ndarray:
-        chosen = anchors(known, len(items), draw)
-        return ridges(known, chosen, new[:, chosen])[0]
+        return regressed(known, anchors(known, len(items), draw), new)
 
     return by_tasks(measured, scores, estimated)
+
+
+def regressed(known: np.ndarray, seen: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Estimate the means of new rows over all items from those seen, by rows that are known."""
+    unseen = np.setdiff1d(np.arange(known.shape[1]), seen)
+    if not len(unseen):
+        return new.mean(1)
+    targets = known[:, unseen].mean(1) - known[:, seen].mean(1)
+    others = (
+        new[:, seen].mean(1) + Ridge(known[:, seen], targets[:, None]).predict(new[:, seen])[:, 0]
+    )
+    return (new[:, seen].sum(1) + len(unseen) * others) / known.shape[1]
+
+
+def anchors(table: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return items that stand for all of a table [rows, items].
+
+    Each is the one that most lessens the sum of the squared distances to the nearest: k-means whose
+    centres are items, by the greedy rule (Nemhauser, Wolsey and Fisher 1978).
+    """
+    order = np.random.default_rng(seed).permutation(table.shape[1])
+    apart = distances(table[:, order])
+    nearest = np.full(len(order), np.inf)
+    chosen: list[int] = []
+    for _ in range(count):
+        potential = np.minimum(apart, nearest[:, None]).sum(0)
+        potential[chosen] = np.inf
+        chosen.append(int(potential.argmin()))
+        nearest = np.minimum(nearest, apart[:, chosen[-1]])
+    return order[chosen]
+
+
+def distances(table: np.ndarray) -> np.ndarray:
+    """Return the squared distances between the items of a table [rows, items]."""
+    squares = np.einsum("ij,ij->j", table, table)
+    return np.maximum(squares[:, None] + squares - 2 * table.T @ table, 0.0)
 
 
 def said_of(measured: Measured) -> dict[str, list[tuple[float, float]]]:

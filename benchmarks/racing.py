@@ -13,7 +13,7 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from evomerge.fitness import TaskScores, mean_scores, normalized_accuracy
 from evomerge.recipe import Recipe
 from evomerge.study import loop
 from evomerge.study.file import CheckedStudy, check_study, load_study_file
-from evomerge.study.finalists import best_trials
+from evomerge.study.finalists import candidates
 from evomerge.study.scorer import Scorer
 from evomerge.study.store import Store
 from evomerge.zoo import build_zoo
@@ -49,7 +49,7 @@ class Silent:
 
 
 class Judge:
-    """What a study would return after so many trials: the best five, picked on the select items."""
+    """What a study would return after so many trials: a finalist, picked on the select items."""
 
     def __init__(self, checked: CheckedStudy) -> None:
         self.checked = checked
@@ -77,7 +77,8 @@ class Judge:
             value = normalized_accuracy(scores, self.experts["select"]).value
             return value, sum(mean_scores(scores).values())
 
-        recipes = [self.checked.space.decode(one.values) for one in best_trials(trials)]
+        space = self.checked.space
+        recipes = [space.decode(one.values) for one in candidates(trials, space.holes, None, [])]
         winner = max(recipes, key=select)
         return normalized_accuracy(self.scores(winner, "heldout"), self.experts["heldout"]).value
 
@@ -100,7 +101,7 @@ def one(path: Path, judge: Judge | None) -> tuple[dict[str, Any], Judge]:
     trials, metrics = store.trials(), store.metrics()
     spent = np.cumsum([metrics.get(one.number, {}).get("answered", 0) for one in trials])
     course = [
-        (int(spent[count - 1]), judge.heldout(trials[:count]))
+        (int(spent[count - 1]), judge.heldout(trials[:count]), count)
         for count in CHECKPOINTS
         if count <= len(trials)
     ]
@@ -115,17 +116,23 @@ def one(path: Path, judge: Judge | None) -> tuple[dict[str, Any], Judge]:
     return found, judge
 
 
-def needed(course: list[tuple[int, float]], score: float) -> float:
-    """Return after how many items a search is at a score for good, or at its end for infinity."""
-    below = [index for index, (_, value) in enumerate(course) if value < score]
-    after = below[-1] + 1 if below else 0
-    return float(course[after][0]) if after < len(course) else float("inf")
+def mean_course(rows: Sequence[Mapping[str, Any]], which: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean held-out score of some studies by items, in steps of one full trial."""
+    step = rows[0]["off"]["items"] // rows[0]["off"]["course"][-1][2]
+    last = min(row[which]["course"][-1][0] for row in rows)
+    items = np.arange(step, last + 1, step)
+    scores = [
+        np.interp(items, *np.array([one[:2] for one in row[which]["course"]]).T) for row in rows
+    ]
+    return items, np.mean(scores, axis=0)
 
 
-def ratio(on: Mapping[str, Any], off: Mapping[str, Any], share: float) -> float:
-    """Return the items that racing needs over those without, for a share of the gain without."""
-    score = off["line"] + share * (off["course"][-1][1] - off["line"])
-    return needed(on["course"], score) / needed(off["course"], score)
+def needed(rows: Sequence[Mapping[str, Any]], which: str, score: float) -> float:
+    """Return after how many items the mean of the studies is at a score for good, or infinity."""
+    items, scores = mean_course(rows, which)
+    below = np.flatnonzero(scores < score)
+    after = below[-1] + 1 if len(below) else 0
+    return float(items[after]) if after < len(items) else float("inf")
 
 
 def main() -> None:
@@ -150,23 +157,18 @@ def main() -> None:
         if options.off:
             known = {row["seed"]: row["off"] for row in json.loads(options.off.read_text())}
         rows = []
-        print("seed   items off    items on  share   held-out off     held-out on     of the gain:")
-        print(
-            "                                                                     90 %  95 %  98 %"
-        )
+        print("seed   items off    items on  share   held-out off         held-out on")
         for seed in options.seeds:
             judge, off = None, known.get(seed)
             if off is None:
                 off, judge = one(study(zoo, seed, False, options.items, options.trials), None)
             on, _ = one(study(zoo, seed, options.racing, options.items, options.trials), judge)
             row = {"seed": seed, "off": off, "on": on, "share": on["items"] / off["items"]}
-            row["ratios"] = {share: ratio(on, off, share) for share in (0.9, 0.95, 0.98)}
             rows.append(row)
-            ratios = "  ".join(f"{one:.2f}" for one in row["ratios"].values())
             print(
                 f"{seed:>4}  {off['items']:>10,}  {on['items']:>10,}   {row['share']:.2f}   "
                 f"{off['winner']:.3f} ({off['interval'][0]:.3f}-{off['interval'][1]:.3f})  "
-                f"{on['winner']:.3f} ({on['interval'][0]:.3f}-{on['interval'][1]:.3f})  {ratios}",
+                f"{on['winner']:.3f} ({on['interval'][0]:.3f}-{on['interval'][1]:.3f})",
                 flush=True,
             )
             if options.json:
@@ -174,9 +176,12 @@ def main() -> None:
     share = statistics.median(row["share"] for row in rows)
     gain = [row["on"]["winner"] - row["off"]["winner"] for row in rows]
     print(f"median: {share:.2f} of the items, held-out {statistics.median(gain):+.3f}")
-    for at in (0.9, 0.95, 0.98):
-        found = statistics.median(row["ratios"][at] for row in rows)
-        print(f"median for {at:.0%} of the gain over the line: {found:.2f} of the items")
+    line = statistics.mean(row["off"]["line"] for row in rows)
+    end = mean_course(rows, "off")[1][-1]
+    for part in (0.5, 0.7, 0.8, 0.9, 0.95, 1.0):
+        score = line + part * (end - line)
+        off, on = (needed(rows, which, score) for which in ("off", "on"))
+        print(f"mean held-out {score:.3f} ({part:.0%} of the gain): {off:,.0f} -> {on:,.0f} items")
 
 
 if __name__ == "__main__":

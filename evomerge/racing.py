@@ -2,28 +2,31 @@
 
 A candidate is put a few items first, those that tell most of the mean, then twice as many, and so
 on, in the manner of successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943). After each
-rung its fitness on all items is estimated from candidates that have answered them all, by kriging;
-one that the estimate puts below the best of those stops, and the estimate is its score.
+rung its fitness on all items is estimated from candidates that have answered them all. It stops,
+the estimate being its score, where that is below the best of those, and where it is exact beside
+what the last candidates differ by: an optimizer that ranks them needs no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from evomerge import pareto
-from evomerge.estimates import Indices, Kriging, Matrix, Vector, informative
+from evomerge.estimates import Vector, informative
 from evomerge.fitness import Fitness, TaskScores, mean_correct, mean_scores
 from evomerge.proxy_tasks import ItemScores
+from evomerge.rivals import Objectives, Rivals, flat
 
 _GROWTH = 2  # from one rung to the next
 _LAST_SHARE = 4  # the last rung before all items has at most one in so many of them
+_EVERY = 20  # of so many slots, one has a candidate that answers all items
+_RECENT = 28  # candidates whose spread tells how exact an estimate has to be
 _ROWS = 60  # of the candidates that have answered all items, the best so many count, ...
 _FEWEST = 8  # ... and with fewer, baselines among them, nobody stops
-_FIRST_CHOICE = 32  # slots after which the items are chosen again; from then on at each doubling
+_CHOICE = 32  # slots after which the items are chosen again, lest a search learn them by heart
 
 Places = Mapping[str, Sequence[int]]  # of items in their split, by task
 
@@ -37,9 +40,14 @@ class Racing(BaseModel):
         default=24, ge=2, description="items of each task that every candidate is put"
     )
     sigmas: float = Field(
-        default=0.0,
+        default=1.0,
         ge=0,
         description="standard errors by which an estimate may be below the best and still go on",
+    )
+    exact: float = Field(
+        default=0.25,
+        ge=0,
+        description="share of the spread of the last candidates that is a small enough error",
     )
 
 
@@ -70,20 +78,6 @@ class _Row:
     objectives: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class _Objectives:
-    """What is maximized: the tasks' scores each on its own, or the fitness."""
-
-    fitness: Fitness
-    several: bool
-
-    def __call__(self, means: Mapping[str, float]) -> tuple[float, ...]:
-        """Return them for the tasks' means; none where these are not finite."""
-        if not all(np.isfinite(one) for one in means.values()):
-            return ()
-        return self.fitness.normalized(means) if self.several else (self.fitness.of(means),)
-
-
 class Racer:
     """Races the candidates of a study, each against what the slots below its horizon have shown.
 
@@ -103,16 +97,18 @@ class Racer:
     ) -> None:
         self._settings = settings
         self._sizes = sizes
-        self._objectives = _Objectives(fitness, several)
+        self._objectives = Objectives(fitness, several)
         self._seed = seed
         self._known = [self._row(-1, *one) for one in known]
         self._rows: list[_Row] = []
+        self._found: list[tuple[int, tuple[float, ...]]] = []  # the objectives of all slots
         self._by_weights = {row.weights: row for row in self._known}
         self._race: tuple[int, Race] | None = None
         self._order: tuple[int, dict[str, list[int]]] | None = None
 
-    def note(self, slot: int, weights: str, scores: TaskScores) -> None:
-        """Remember the scores of a slot; those of a candidate that was stopped are of no use."""
+    def note(self, slot: int, weights: str, scores: TaskScores, means: Mapping[str, float]) -> None:
+        """Remember a slot: of a candidate that was stopped, the tasks' estimated means alone."""
+        self._found.append((slot, self._objectives(means)))
         if all(np.isfinite(items.score).all() for items in scores.values()):
             self._rows.append(self._row(slot, weights, scores))
             self._by_weights.setdefault(weights, self._rows[-1])
@@ -124,14 +120,16 @@ class Racer:
             return None
         return _whole(self._scores(same), 0)
 
-    def race(self, horizon: int) -> Race:
-        """Return what candidates of a horizon run; it can be sent to another process."""
+    def race(self, slot: int, horizon: int) -> Race:
+        """Return what the candidate of a slot runs; it can be sent to another process."""
+        if slot % _EVERY == 0:
+            return Race(self._sizes, None)
         if self._race is None or self._race[0] != horizon:
             self._race = horizon, Race(self._sizes, self._prepared(horizon))
         return self._race[1]
 
     def _row(self, slot: int, weights: str, scores: TaskScores) -> _Row:
-        score, correct = _flat(scores, self._sizes)
+        score, correct = flat(scores, self._sizes)
         return _Row(slot, weights, score, correct, self._objectives(mean_scores(scores)))
 
     def _scores(self, row: _Row) -> TaskScores:
@@ -139,7 +137,7 @@ class Racer:
         parts = zip(np.split(row.score, ends), np.split(row.correct, ends), strict=True)
         return {task: ItemScores(*part) for task, part in zip(self._sizes, parts, strict=True)}
 
-    def _prepared(self, horizon: int) -> _Rivals | None:
+    def _prepared(self, horizon: int) -> Rivals | None:
         """Return what candidates of a horizon run against; None where they answer all items."""
         size = min(self._sizes.values())
         if self._settings is None or len(set(self._sizes.values())) > 1:
@@ -152,20 +150,27 @@ class Racer:
         rivals = [row for row in self._rows if row.slot < horizon]
         if not rungs or not rivals or len(rivals) + len(self._known) < _FEWEST:
             return None
-        return _Rivals(
+        rows = self._trained(rivals)
+        return Rivals(
             (*rungs, size),
             self._chosen(horizon, size),
-            self._trained(rivals),
+            np.array([row.score for row in rows]),
+            np.array([row.correct for row in rows]),
             [row.objectives for row in rivals],
-            self._settings.sigmas,
             self._objectives,
+            self._settings.sigmas,
+            self._settings.exact * self._spread(horizon),
         )
+
+    def _spread(self, horizon: int) -> Vector:
+        """Return the standard deviations of the objectives of the last candidates."""
+        found = [one for slot, one in self._found if slot < horizon][-_RECENT:]
+        spread: Vector = np.std(found, axis=0)
+        return spread
 
     def _chosen(self, horizon: int, size: int) -> Mapping[str, list[int]]:
         """Return the order of each task's items, as it was chosen last."""
-        at = min(horizon, _FIRST_CHOICE)
-        while at * 2 <= horizon:
-            at *= 2
+        at = max(horizon // _CHOICE * _CHOICE, min(horizon, _CHOICE))
         if self._order is None or self._order[0] != at:
             rows = self._trained([row for row in self._rows if row.slot < at])
             table = np.array([row.score for row in rows])
@@ -187,19 +192,10 @@ def _whole(scores: TaskScores, answered: int) -> Raced:
     return Raced(scores, mean_scores(scores), mean_correct(scores), answered, stopped=False)
 
 
-def _flat(scores: TaskScores, tasks: Iterable[str]) -> tuple[Vector, Vector]:
-    """Return the scores and the correctness of the tasks' items end to end."""
-    parts = [scores[task] for task in tasks]
-    return (
-        np.concatenate([one.score for one in parts]),
-        np.concatenate([one.correct for one in parts]),
-    )
-
-
 class Race:
     """What a candidate runs: items of each task in rungs, until it is stopped."""
 
-    def __init__(self, sizes: Mapping[str, int], rivals: _Rivals | None) -> None:
+    def __init__(self, sizes: Mapping[str, int], rivals: Rivals | None) -> None:
         self._sizes = sizes
         self._rivals = rivals
 
@@ -226,7 +222,7 @@ class Race:
             if rung == rivals.rungs[-1]:
                 break
             estimate = rivals.estimate(rung, found)
-            if rivals.hopeless(estimate):
+            if rivals.settle(estimate):
                 return Raced(
                     found,
                     estimate.means,
@@ -235,96 +231,3 @@ class Race:
                     stopped=True,
                 )
         return _whole(found, count)
-
-
-@dataclass(frozen=True)
-class _Estimate:
-    """Estimated means and accuracies of the tasks, objectives and their standard errors."""
-
-    means: Mapping[str, float]
-    accuracies: Mapping[str, float]
-    objectives: Vector
-    errors: Vector
-
-
-class _Rivals:
-    """What candidates of one horizon are put, and what they are held against."""
-
-    def __init__(
-        self,
-        rungs: tuple[int, ...],
-        order: Mapping[str, list[int]],
-        rows: Sequence[_Row],
-        rivals: Sequence[tuple[float, ...]],
-        sigmas: float,
-        objectives: _Objectives,
-    ) -> None:
-        self.rungs = rungs
-        self.order = order
-        self._size = rungs[-1]
-        self._score = np.array([row.score for row in rows])
-        self._correct = np.array([row.correct for row in rows])
-        points = pareto.as_points(rivals)
-        self._best = points[pareto.front(points)]
-        self._sigmas = sigmas
-        self._objectives = objectives
-        self._models: dict[int, _Model] = {}
-
-    def estimate(self, rung: int, scores: TaskScores) -> _Estimate:
-        """Estimate what a candidate that has answered the items of a rung would score on all."""
-        if rung not in self._models:
-            seen = np.array([order[:rung] for order in self.order.values()])
-            self._models[rung] = _Model(self._score, self._correct, seen, self._size)
-        model = self._models[rung]
-        means, accuracies = (
-            self._by_task(one) for one in model.estimate(*_flat(scores, self.order))
-        )
-        off = [
-            np.subtract(
-                self._objectives(self._by_task(one)), self._objectives(self._by_task(actual))
-            )
-            for one, actual in zip(model.left_out, model.means, strict=True)
-        ]
-        errors = np.sqrt(np.mean(np.square(off), axis=0))
-        return _Estimate(means, accuracies, np.array(self._objectives(means)), errors)
-
-    def _by_task(self, values: Vector) -> dict[str, float]:
-        return dict(zip(self.order, values.tolist(), strict=True))
-
-    def hopeless(self, found: _Estimate) -> bool:
-        """Return whether some rival is better in every objective, by enough."""
-        reach = found.objectives + self._sigmas * found.errors
-        return bool((self._best > reach).all(axis=1).any())
-
-
-class _Model:
-    """Estimates the tasks' means over all items from those that are seen, int64 [tasks, rung]."""
-
-    def __init__(self, score: Matrix, correct: Matrix, seen: Indices, size: int) -> None:
-        tasks, rung = seen.shape
-        self._size = size
-        self._unseen = size - rung
-        self._seen = seen + size * np.arange(tasks)[:, None]
-        self._accuracy = self._trained(score, correct)
-        self._mean = self._trained(score, score)
-        self.means = score.reshape(len(score), tasks, size).mean(2)
-        # By task and row: what leaving the row out would have made of its mean.
-        self.left_out = self.means - self._mean.left_out * (self._unseen / size)
-
-    def _trained(self, score: Matrix, values: Matrix) -> Kriging:
-        """Return a model of the unseen items' mean value less that of the seen ones."""
-        tasks = len(self._seen)
-        seen = values[:, self._seen].sum(2)
-        whole = values.reshape(len(values), tasks, self._size).sum(2)
-        targets = (whole - seen) / self._unseen - seen / self._seen.shape[1]
-        return Kriging(score[:, self._seen.reshape(-1)], targets)
-
-    def estimate(self, score: Vector, correct: Vector) -> tuple[Vector, Vector]:
-        """Return the estimated means of score and correctness of each task, in [0, 1]."""
-        new = score[self._seen.reshape(-1)][None]
-        found = []
-        for model, values in ((self._mean, score), (self._accuracy, correct)):
-            seen = values[self._seen].sum(1)
-            others = seen / self._seen.shape[1] + model.predict(new)[0]
-            found.append(np.clip((seen + self._unseen * others) / self._size, 0.0, 1.0))
-        return found[0], found[1]

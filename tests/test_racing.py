@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from evomerge.errors import Place, RecipeError
-from evomerge.estimates import informative, ridges
-from evomerge.fitness import Fitness
+from evomerge.estimates import Ridge, informative
+from evomerge.fitness import Fitness, mean_scores
 from evomerge.proxy_tasks import ItemScores
 from evomerge.racing import Raced, Racer, Racing
 from evomerge.recipe import parse_recipe, weights_key
 
 SIZE = 64
-RACING = Racing.model_validate({"first": 8})
+RACING = Racing.model_validate({"first": 8, "sigmas": 0.0, "exact": 0.0})
 
 
 def scores_of(*rows: Sequence[float]) -> dict[str, ItemScores]:
@@ -69,7 +69,7 @@ def racer(
     named = [(f"baseline {number}", one) for number, one in enumerate(known)]
     made = Racer(settings, dict.fromkeys(tasks, SIZE), fitness, named, **options)
     for slot, one in enumerate(rivals):
-        made.note(slot, f"rival {slot}", one)
+        made.note(slot, f"rival {slot}", one, mean_scores(one))
     return made
 
 
@@ -82,7 +82,7 @@ def best(rows: Sequence[dict[str, ItemScores]]) -> dict[str, ItemScores]:
 
 
 def run(made: Racer, model: Model, horizon: int = 99, weights: str = "new") -> Raced:
-    return made.known(horizon, weights) or made.race(horizon).run(model.merge())
+    return made.known(horizon, weights) or made.race(1, horizon).run(model.merge())
 
 
 def test_the_best_so_far_answers_every_item_once() -> None:
@@ -111,14 +111,17 @@ def test_a_poor_one_stops_after_the_items_that_tell_most() -> None:
     assert seen[order[:8]].tolist() == model.scores["a"].score[order[:8]].tolist()
 
 
-def test_of_one_that_is_stopped_the_estimate_is_that_of_kriging() -> None:
+def test_of_one_that_is_stopped_the_estimate_is_that_of_ridge_regression() -> None:
     rows = family(24)
     model = Model(shifted(best(rows), -0.3))
     raced = run(racer(rows[:12], rows[12:]), model)
     table = np.array([row["a"].score for row in rows])
     seen = informative(table, 0)[:8]
-    expected, _ = ridges(table, seen, model.scores["a"].score[seen][None])
-    assert raced.means["a"] == pytest.approx(float(expected[0]), abs=1e-12)
+    unseen, new = np.setdiff1d(np.arange(SIZE), seen), model.scores["a"].score[seen]
+    known = Ridge(table[:, seen], (table[:, unseen].mean(1) - table[:, seen].mean(1))[:, None])
+    others = new.mean() + known.predict(new[None]).item()
+    expected = (8 * new.mean() + 56 * others) / SIZE
+    assert raced.means["a"] == pytest.approx(expected, abs=1e-12)
     assert abs(raced.means["a"] - model.scores["a"].score.mean()) < 0.05
     assert abs(raced.accuracies["a"] - model.scores["a"].correct.mean()) < 0.15
 
@@ -136,6 +139,27 @@ def test_estimates_are_better_than_means_of_what_was_seen() -> None:
                 plain.append(one.score[seen].mean() - one.score.mean())
     assert len(off) > 60
     assert np.mean(np.square(off)) < 0.4 * np.mean(np.square(plain))
+
+
+def test_an_estimate_that_is_exact_beside_the_spread_is_enough() -> None:
+    rows = family(24)
+    settings = Racing.model_validate({"first": 8, "sigmas": 9.0, "exact": 0.25})
+    differing = racer(rows[:12], rows[12:], settings)
+    model = Model(shifted(best(rows), 0.05))
+    raced = run(differing, model)
+    assert (raced.answered, raced.stopped) == (8, True)
+    alike = racer(rows[:12], rows[12:], settings)
+    for slot in range(30, 60):  # the last candidates hardly differ
+        alike.note(slot, f"late {slot}", raced.scores, {"a": 0.5 + 1e-4 * slot})
+    assert not run(alike, Model(shifted(best(rows), 0.05))).stopped
+
+
+def test_now_and_then_a_candidate_answers_every_item() -> None:
+    rows = family(24)
+    made = racer(rows[:12], rows[12:])
+    poor = shifted(best(rows), -0.3)
+    stopped = [made.race(slot, 99).run(Model(poor).merge()).stopped for slot in range(100)]
+    assert stopped == [slot % 20 != 0 for slot in range(100)]
 
 
 def test_what_lies_beyond_the_horizon_changes_nothing() -> None:
@@ -167,7 +191,7 @@ def test_what_was_stopped_is_no_rival_and_trains_nothing() -> None:
     made = racer(rows[:12], rows[12:])
     stopped = run(made, Model(shifted(best(rows), -0.3)))
     before = run(made, Model(shifted(best(rows), -0.2)), 98)
-    made.note(50, "stopped", stopped.scores)
+    made.note(50, "stopped", stopped.scores, stopped.means)
     after = Model(shifted(best(rows), -0.2))
     assert run(made, after, 97).means == before.means
     assert run(made, Model(rows[0]), 97, "stopped").answered > 0
@@ -203,11 +227,11 @@ def test_everything_is_answered_where_nothing_could_be_told(
     assert (raced.answered, raced.stopped) == (SIZE, False)
 
 
-def test_items_are_chosen_again_as_trials_double() -> None:
+def test_items_are_chosen_again_every_32_slots() -> None:
     rows = family(150, seed=4)
     made = racer(rows[:10], rows[10:])
     put = []
-    for horizon in (10, 33, 63, 64, 127, 128):
+    for horizon in (10, 33, 63, 64, 95, 96):
         model = Model(shifted(best(rows), -0.4))
         run(made, model, horizon)
         put.append(model.put[0]["a"])
