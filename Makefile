@@ -24,6 +24,7 @@ types: .venv/.installed-dev
 
 docs: .venv/.installed-dev
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m tests.tour
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . build/docs
 	@echo "the site begins at build/docs/docs/index.html"
 

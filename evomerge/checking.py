@@ -17,23 +17,29 @@ from evomerge.recipe_inputs import open_inputs
 from evomerge.settings import Conditional
 from evomerge.slices import SlicedRecipe, load_any_recipe
 
+_HINT = "docs/study-file.md and docs/recipes.md say what they have"
+
 
 def check(file: Path) -> str:
     """Check a study file or a recipe; returns a sentence of what was found."""
     data = load_yaml(file, InputError)
     if not isinstance(data, dict):
-        raise Place(str(file), InputError).fail("a study or a recipe", Found("neither"))
+        raise Place(str(file), InputError).fail("a study or a recipe", Found("neither"), _HINT)
     if "merge_method" in data:
         return _check_recipe(load_any_recipe(file), str(file))
+    from evomerge.evaluator import Evaluator
     from evomerge.study.file import check_study, load_study_file
 
     checked = check_study(load_study_file(file))
+    evaluator = Evaluator(checked.tasks, checked.tokenizer)
+    evaluator.check_lengths(checked.checkpoints[0].context)
     items = sum(len(task.examples) for task in checked.tasks)
-    return (
+    first = (
         f"{file} is a study of {len(checked.refs) - 1} experts, {len(checked.tasks)} tasks with "
         f"{items} items, {len(checked.space.holes)} dimensions and "
         f"{checked.file.search.trials} trials of {checked.optimizer}"
     )
+    return "\n".join([first, *(f"note: {one}" for one in differences(checked.checkpoints))])
 
 
 def _check_recipe(recipe: Recipe | SlicedRecipe, file: str) -> str:
@@ -60,7 +66,9 @@ def explained(file: Path, as_json: bool) -> str:
     """Say of every tensor that a recipe writes how it is made, and which lines say so."""
     data = load_yaml(file, InputError)
     if not isinstance(data, dict) or "merge_method" not in data:
-        raise Place(str(file), InputError).fail("a recipe to explain", Found("none"))
+        raise Place(str(file), InputError).fail(
+            "a recipe to explain", Found("none"), "name a recipe's file"
+        )
     recipe = load_any_recipe(file)
     found = explain(recipe, open_inputs(recipe, str(file)).checkpoints)
     return json.dumps(as_data(found), indent=2) if as_json else "\n".join(as_lines(found))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from evomerge.adapter_reader import CONFIG, open_adapter
 from evomerge.adapters import Adapter
 from evomerge.errors import CheckpointError, Found, Place, first_line
-from evomerge.files import exists
+from evomerge.files import beside, exists
 from evomerge.headers import FLOATING, TensorInfo, read_json
 from evomerge.tensor_files import (
     INDEX,
@@ -61,7 +61,7 @@ _WHOLE = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?\Z")
+_REPOSITORY = re.compile(r"\w[\w.-]*(/[\w.-]+)?\Z")
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,12 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """The content of config.json; raises CheckpointError where it is missing or broken."""
         return read_json(self.folder / "config.json")
+
+    @property
+    def context(self) -> int | None:
+        """The most tokens that the model takes at once; None where its configuration is silent."""
+        text: dict[str, Any] = self.config.get("text_config", self.config)
+        return text.get("max_position_embeddings")
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield tensors one by one in their storage dtype, each file opened once.
@@ -228,10 +234,13 @@ def locate(ref: ModelRef, place: Place) -> Path:
             raise place.fail("a folder without a revision", str(ref), "drop what follows the @")
         if local.is_dir():
             return local.resolve()
-        hint = "merge the model's original weights" if local.suffix == ".gguf" else ""
+        hint = (
+            "merge the model's original weights" if local.suffix == ".gguf" else "name the folder"
+        )
         raise place.fail("a folder with config.json and safetensors files", ref.path, hint)
     if not _REPOSITORY.fullmatch(ref.path):
-        raise place.fail("a model's folder", Found(f"{ref.path}, which does not exist"))
+        found = Found(f"{ref.path}, which does not exist")
+        raise place.fail("a model's folder", found, beside(local))
     try:
         folder = _download(ref, _HUB_FILES)
         if not any(folder.glob("*.safetensors")):
@@ -241,10 +250,21 @@ def locate(ref: ModelRef, place: Place) -> Path:
         raise place.fail(
             "a model's folder or a Hub id",
             Found(f"{name!r}, for which there is no folder and the Hub gave none"),
-            "check the spelling, the network and your access "
-            f"({type(problem).__name__}: {first_line(problem)})",
+            _out_of_reach(local, problem),
         ) from None
     return folder
+
+
+def _out_of_reach(local: Path, problem: Exception) -> str:
+    from huggingface_hub import constants
+
+    near = beside(local.absolute())
+    if near.startswith("did you mean"):
+        return near
+    if constants.HF_HUB_OFFLINE:
+        return "check the spelling, or unset HF_HUB_OFFLINE, which forbids asking the Hub"
+    reason = f"{type(problem).__name__}: {first_line(problem)}"
+    return f"check the spelling, the network and your access ({reason})"
 
 
 def _download(ref: ModelRef, patterns: list[str]) -> Path:
@@ -271,7 +291,7 @@ def open_checkpoint(ref: ModelRef, place: Place) -> Checkpoint:
     if tensors is None:
         raise _no_weights(folder)
     if not tensors:
-        raise CheckpointError(f"expected tensors, got none in {folder}")
+        raise CheckpointError(f"expected tensors, got none in {folder}; save the model again")
     checkpoint = Checkpoint(ref, folder, dict(sorted(tensors.items())))
     if not checkpoint.config:
         raise CheckpointError(

@@ -90,15 +90,21 @@ def _check_tensor(name: str, first: Checkpoint, other: Checkpoint) -> None:
     if mine.floating != its.floating:
         raise CheckpointError(
             f"expected floating-point numbers for {name} in both or in neither, "
-            f"got {mine.dtype} in {first.ref} and {its.dtype} in {other.ref}"
+            f"got {mine.dtype} in {first.ref} and {its.dtype} in {other.ref}; merge the "
+            "unquantized models"
         )
     if mine.floating and mine.shape != its.shape:
         outside = tensor_names_by_layer([name])[name] is None
-        rows = outside and mine.shape[1:] == its.shape[1:] and mine.shape and its.shape
-        hint = "; for vocabularies that differ, say tokenizer_source in the recipe" if rows else ""
+        rows = outside and mine.shape[1:] == its.shape[1:] != ()
+        hint = (
+            "for vocabularies that differ, say tokenizer_source in a recipe, or for a study see "
+            "what `evomerge init` says of these models"
+            if rows
+            else "models to merge must share one architecture"
+        )
         raise CheckpointError(
             f"expected one shape for {name}, got {list(mine.shape)} in {first.ref} "
-            f"and {list(its.shape)} in {other.ref}{hint}"
+            f"and {list(its.shape)} in {other.ref}; {hint}"
         )
 
 

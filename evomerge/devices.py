@@ -11,12 +11,18 @@ def best_device(name: str | None) -> torch.device:
     """Return the device to work on: the one named, else CUDA where there is one, else the CPU."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hint = "leave it out for the best there is"
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise CheckpointError(
+            f"expected a device such as cpu, cuda or cuda:1, got {name!r}; {hint}"
+        ) from None
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as problem:
-        reason = f"{type(problem).__name__}: {first_line(problem)}"
         raise CheckpointError(
-            f"expected a device such as cpu or cuda, got {name!r}: {reason}"
+            f"expected a device of this machine, got {name!r}, which PyTorch cannot use here "
+            f"({first_line(problem)}); {hint}"
         ) from None
     return device

@@ -44,7 +44,8 @@ def encode(
     methods = list(dict.fromkeys(branch.merge_method for branch in space.branches))
     if recipe.merge_method not in methods:
         what = f"a recipe of the search space's {' or '.join(methods)}"
-        raise place.fail(what, Found(recipe.merge_method))
+        hint = "change its method, or search a space that holds it"
+        raise place.fail(what, Found(recipe.merge_method), hint)
     problem: InputError | None = None
     for branch in space.branches:
         if branch.merge_method == recipe.merge_method:

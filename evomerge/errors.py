@@ -20,6 +20,9 @@ import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+# As PyTorch puts it, and calls its error.
+_NO_ROOM = ("out of memory", "not enough memory", "can't allocate memory", "OutOfMemoryError")
+
 
 class EvomergeError(Exception):
     """Base of all errors that a user can cause or must know of; its message is one line."""
@@ -62,14 +65,22 @@ class CandidateError(EvomergeError):
     """One candidate cannot be merged or scored; its trial fails with this reason."""
 
 
+def out_of_memory(problem: BaseException) -> bool:
+    """Return whether an error of Python or of PyTorch says that memory does not suffice."""
+    text = f"{type(problem).__name__}: {problem}"
+    return isinstance(problem, MemoryError) or (
+        isinstance(problem, RuntimeError) and any(words in text for words in _NO_ROOM)
+    )
+
+
 def first_line(problem: BaseException) -> str:
     """Return the first line of a library's error, or its name where it says nothing."""
     return (str(problem).strip() or type(problem).__name__).splitlines()[0]
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known name closest to `word`, or None where none is near."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Return the known name closest to `word`, or None where none is near: 1 is the same."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return found[0] if found else None
 
 

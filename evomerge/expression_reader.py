@@ -126,6 +126,9 @@ class Reader:
 
     def _reference(self, name: str, place: Place) -> Expression:
         if name not in self._named:
+            if not self._named:
+                hint = f"add one to the space, as in holes: {{{name}: {{range: [0, 1]}}}}"
+                raise place.fail(f"a hole of the name {name}", Found("no named holes"), hint)
             raise place.unknown(name, "hole", self._named)
         here = self._place / name
         if name not in self._read:

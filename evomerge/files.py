@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
+import re
 import tempfile
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -12,10 +14,20 @@ from typing import Any
 
 import yaml
 
-from evomerge.errors import InputError, first_line
+from evomerge.errors import InputError, first_line, nearest
 
 _MERGE = "tag:yaml.org,2002:merge"
 _MOST_MERGED = 10_000  # keys; merges of merges could ask for any number
+_UNLIKE = re.compile(r"expected (.+?),? but (?:found|got) (.+)")  # as the YAML reader puts it
+_TOKENS = {  # names of the reader's own
+    "'<document start>'": "the end of the document",
+    "<block end>": "the indentation of the lines above",
+    "'<block mapping start>'": "other indentation",
+    "'<stream end>'": "the end of the file",
+}
+_MOST_BESIDE = 1000  # files of a folder whose names are compared with a misspelt one
+_ALIKE = 0.7  # of two names with one ending
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Loader(yaml.SafeLoader):
@@ -65,15 +77,28 @@ def read_text(path: Path, error: type[InputError]) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise error(f"there is no file {path}") from None
+        raise error(f"there is no file {path}; {beside(path)}") from None
     except IsADirectoryError:
-        raise error(f"expected a file, got the folder {path}") from None
+        raise error(f"expected a file, got the folder {path}; name the file in it") from None
     except UnicodeDecodeError:
-        raise error(f"expected a UTF-8 text file, got other bytes in {path}") from None
+        raise error(
+            f"expected a UTF-8 text file, got other bytes in {path}; save it as UTF-8"
+        ) from None
     except OSError as problem:
-        raise error(f"cannot read {path}: {problem.strerror}") from None
+        raise error(f"cannot read {path}: {problem.strerror}; check that you may") from None
     except ValueError as problem:
         raise error(f"cannot read {str(path)!r}: {problem}") from None
+
+
+def beside(path: Path) -> str:
+    """Return what to do about a path at which there is nothing: the nearest name beside it."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = sorted(entry.name for entry in itertools.islice(entries, _MOST_BESIDE))
+    except (OSError, ValueError):
+        return "check the path"
+    found = nearest(path.name, names, _ALIKE)
+    return f"did you mean {path.with_name(found)}?" if found else "check the path"
 
 
 def load_yaml(path: Path, error: type[InputError]) -> object:
@@ -84,9 +109,23 @@ def load_yaml(path: Path, error: type[InputError]) -> object:
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
         line = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise error(f"expected YAML, got {problem.problem or 'an error'}{line} of {path}") from None
+        raise error(f"{_unlike(problem)}{line} of {path}{_advice(problem)}") from None
     except Exception as problem:  # a tag such as !!bool on another text fails in ways of its own
         raise error(f"expected YAML, got {first_line(problem)} in {path}") from None
+
+
+def _unlike(problem: yaml.MarkedYAMLError) -> str:
+    text = (problem.problem or "an error").removeprefix("found ")
+    for name, words in _TOKENS.items():
+        text = text.replace(name, words)
+    found = _UNLIKE.fullmatch(text)
+    return f"expected YAML, got {f'{found[2]} in place of {found[1]}' if found else text}"
+
+
+def _advice(problem: yaml.MarkedYAMLError) -> str:
+    if isinstance(problem, yaml.constructor.ConstructorError):
+        return "; give each key once, and plain values"
+    return "; check brackets, quotes and indentation (spaces, no tabs) there and above"
 
 
 def dump_yaml(data: object) -> str:
@@ -117,11 +156,30 @@ def write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, text.encode())
     except OSError as problem:
-        raise InputError(f"cannot write {path}: {problem.strerror}") from None
+        raise InputError(unwritten(path, problem)) from None
+
+
+def unwritten(path: Path, problem: OSError) -> str:
+    """Return why something could not be written at `path`, and what to do."""
+    hint = "free some space, or write to another disk" if problem.errno in _FULL else ""
+    reason = problem.strerror or str(problem)
+    if isinstance(problem, FileExistsError | NotADirectoryError):
+        reason, hint = f"{_in_the_way(path)} is a file, not a folder", "choose another place"
+    return f"cannot write {path}: {reason}; {hint or 'choose a place where you may write'}"
+
+
+def _in_the_way(path: Path) -> Path:
+    return next((one for one in path.parents if exists(one) and not one.is_dir()), path)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all; raises OSError."""
+    """Write `data` to `path`, whole or not at all; raises OSError.
+
+    What is no file, such as /dev/stdout, is written to and stays what it is.
+    """
+    if exists(path) and not path.is_file():
+        path.write_bytes(data)
+        return
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:

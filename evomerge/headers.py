@@ -132,7 +132,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(f"expected {path.name} in {path.parent}, got no such file") from None
+        raise CheckpointError(
+            f"expected {path.name} in {path.parent}, got no such file; copy it there from the "
+            "model's source"
+        ) from None
     except OSError as problem:
         raise CheckpointError(f"cannot read {path}: {problem.strerror or problem}") from None
     return _parsed(text, path)
@@ -142,7 +145,12 @@ def _parsed(text: bytes, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, RecursionError) as problem:
-        raise CheckpointError(f"expected JSON, got {first_line(problem)} in {path}") from None
+        found = first_line(problem)
+        if isinstance(problem, json.JSONDecodeError):
+            found = f"a text that is none ({found})"
+        raise CheckpointError(
+            f"expected JSON, got {found} in {path}; download or save it again"
+        ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"expected a JSON object, got a {type(content).__name__} in {path}")
     return content

@@ -68,7 +68,11 @@ def _check_merged(folder: Path) -> None:
 
     place = Place("the command line", CheckpointError, "DIR")
     if not folder.is_dir():
-        raise place.fail("a merged model's folder", Found(f"{folder}, which is none"))
+        raise place.fail(
+            "a merged model's folder",
+            Found(f"{folder}, which is none"),
+            "merge a recipe into it first",
+        )
     open_checkpoint(ModelRef(str(folder)), place)  # every file of weights is there
     card, data = folder / "README.md", None
     with contextlib.suppress(ValueError, yaml.YAMLError):  # a card that somebody has spoilt

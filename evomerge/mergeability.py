@@ -168,7 +168,8 @@ def measure(
         wrong = np.flatnonzero(~np.isfinite([found[name].base, *np.diag(found[name].gram)]))
         if len(wrong):
             raise CheckpointError(
-                f"expected finite numbers, got NaN or infinity in {name} of {opened[wrong[0]].ref}"
+                f"expected finite numbers, got NaN or infinity in {name} of "
+                f"{opened[wrong[0]].ref}; leave that model out, or download it again"
             )
     progress("measuring", len(names), len(names))
     return Mergeability(tuple(checkpoints)[1:], found)

@@ -108,7 +108,8 @@ def parse_recipe(data: object, place: Place) -> Recipe:
             raise place.fail("a recipe of models", Found(key), hint)
     head = parse_head(data, KEYS, place)
     if head.method.base == "required" and head.base_model is None:
-        raise place.fail(f"a base_model, which {head.merge_method} needs", None)
+        hint = "name the model that the others were tuned from"
+        raise place.fail(f"a base_model, which {head.merge_method} needs", None, hint)
     models = parse_models(head.fields.get("models"), head.method, place / "models")
     recipe = Recipe(
         head.merge_method, head.method, head.base_model, models, head.parameters, head.dtype,
@@ -126,11 +127,12 @@ def _check_complete(recipe: Recipe, place: Place) -> None:
         if declared.default is not None or declared.name in recipe.parameters:
             continue
         if declared.scope == "global":
-            raise (place / "parameters").fail(f"{declared.name}, which {name} needs", None)
+            what = f"{declared.name}, which {name} needs"
+            raise (place / "parameters").fail(what, None, f"add {declared.name} there")
         for index, entry in enumerate(recipe.models):
             if entry in entries and declared.name not in entry.parameters:
                 what = f"{declared.name}, which {name} needs of every model"
-                raise (here[index] / "parameters").fail(what, None)
+                raise (here[index] / "parameters").fail(what, None, f"add {declared.name} there")
 
 
 def resolve(recipe: Recipe, tensors: Sequence[str]) -> dict[str, Array]:

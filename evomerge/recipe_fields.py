@@ -12,6 +12,9 @@ from evomerge.files import dump_yaml
 from evomerge.merge_methods import MergeMethod
 from evomerge.settings import Setting, parse_setting
 
+# What mergekit-evolve writes for every method: mergekit ignores it where the method has no such
+# parameter. A method without `normalize` does not normalize.
+_WITHOUT_EFFECT = {"int8_mask": (False, True), "normalize": (False,)}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -38,9 +41,11 @@ class Head:
 
 def parse_head(data: object, keys: Sequence[str], place: Place) -> Head:
     """Check what all recipes have in common; raises the place's error at the first mistake."""
+    if isinstance(data, dict) and "space" in data:
+        raise place.fail("a recipe", Found("a study"), "`evomerge search` runs it")
     top = place.mapping(data, keys)
     if "merge_method" not in top:
-        raise place.fail("a merge_method", None)
+        raise place.fail("a merge_method", None, "`evomerge list` has their names")
     method = merge_methods.get(top["merge_method"], place / "merge_method")
     return Head(
         top,
@@ -97,7 +102,7 @@ def parse_models(data: object, method: MergeMethod, place: Place) -> tuple[Model
         fields = here.mapping(item, ("model", "parameters"))
         ref = parse_ref(fields.get("model"), here / "model")
         if any(ref == earlier.model for earlier in entries):
-            raise (here / "model").fail("each model once", str(ref))
+            raise (here / "model").fail("each model once", str(ref), "take one of them out")
         parameters = parse_parameters(
             fields.get("parameters"), method, "model", here / "parameters"
         )
@@ -119,6 +124,8 @@ def parse_parameters(
     found: dict[str, Setting] = {}
     for name, value in place.mapping(data).items():
         if name not in known:
+            if scope == "global" and any(value is one for one in _WITHOUT_EFFECT.get(name, ())):
+                continue
             raise place.unknown(name, "parameter", known)
         declared = method.parameter(name)
         assert declared is not None
@@ -139,10 +146,10 @@ def check_count(method: MergeMethod, name: str, count: int, place: Place) -> Non
     """Raise the place's error where a method cannot merge so many models beside the base."""
     if count < method.minimum:
         what = f"at least {method.minimum} model(s) beside the base for {name}"
-        raise place.fail(what, Found(str(count)))
+        raise place.fail(what, Found(str(count)), "add one, or choose another method")
     if method.maximum is not None and count > method.maximum:
         what = f"at most {method.maximum} model(s) beside the base for {name}"
-        raise place.fail(what, Found(str(count)))
+        raise place.fail(what, Found(str(count)), "take one out, or choose another method")
 
 
 def as_yaml(data: Mapping[str, object], comment: str) -> str:

@@ -64,7 +64,11 @@ def open_inputs(recipe: Recipe | SlicedRecipe, source: str, *, trust: bool = Fal
     """
     place = Place(source, CheckpointError)
     refs = dict.fromkeys([recipe.donor, *recipe.inputs])
-    opened = [open_checkpoint(ref, place) for ref in refs]
+    form = recipe.form if isinstance(recipe, SlicedRecipe) else "models"
+    opened = [
+        open_checkpoint(ref, place / ("base_model" if ref == recipe.base_model else form))
+        for ref in refs
+    ]
     rules = recipe.text
     if rules.tokenizer is None and rules.chat_template is None:
         return RecipeInputs(tuple(opened))

@@ -15,7 +15,7 @@ from evomerge import merge_methods
 from evomerge.errors import Found, Place, SpaceError
 from evomerge.expression_reader import Reader
 from evomerge.expressions import Constant, Hole, OpenSetting
-from evomerge.files import exists, load_yaml
+from evomerge.files import beside, exists, load_yaml
 from evomerge.merge_methods import MergeMethod
 from evomerge.module_groups import Architecture
 from evomerge.search_space import EITHER, Branch, Inputs, SearchSpace, SpaceModel
@@ -50,7 +50,8 @@ def load_space(source: object, folder: Path, place: Place) -> tuple[dict[str, An
             raise place.unknown(source, "search space", space_names())
         path = folder / source
         if not exists(path):
-            raise place.fail("the file of a search space", Found(f"{path}, which does not exist"))
+            found = Found(f"{path}, which does not exist")
+            raise place.fail("the file of a search space", found, beside(path))
     here = Place(str(path), SpaceError)
     return here.mapping(load_yaml(path, SpaceError)), here
 
@@ -86,7 +87,8 @@ def parse_space(
         holes = tuple(reader.holes.values())
     reader.finish()
     if not holes:
-        raise place.fail("a recipe with at least one hole", Found("none"))
+        hint = "write {range: [0, 1]} in the place of a number"
+        raise place.fail("a recipe with at least one hole", Found("none"), hint)
     space = SearchSpace(tuple(branches), holes, result_dtype, place)
     for branch in branches:  # holes change numbers alone, whose limits are known to hold
         space.decode(space.initial | ({EITHER: branch.name} if branch.name else {}))

@@ -48,7 +48,9 @@ def _indexed(index: Path, suffix: str) -> dict[str, TensorInfo]:
     for name in sorted(set(weight_map.values())):
         file = index.parent / name
         if not file.is_file():
-            raise CheckpointError(f"the shard {name} that {index} names is missing")
+            raise CheckpointError(
+                f"the shard {name} that {index} names is missing; download or save it again"
+            )
         for tensor, info in describe(file).items():
             if weight_map.get(tensor) != name:
                 where = weight_map.get(tensor, "no file")

@@ -3,9 +3,19 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from evomerge import merge_methods, plugins
-from evomerge.errors import EvomergeError, Found, InputError, Place, SpaceError, first_line, nearest
+from evomerge.errors import (
+    EvomergeError,
+    Found,
+    InputError,
+    Place,
+    SpaceError,
+    first_line,
+    nearest,
+    out_of_memory,
+)
 
 TOP = Place("ties.yaml", SpaceError)
 DEEP = (TOP / "models")[1] / "weight"
@@ -62,6 +72,18 @@ def test_helpers() -> None:
     assert nearest("q", ["parameters"]) is None
     assert first_line(ValueError("one\ntwo")) == "one"
     assert first_line(KeyError()) == "KeyError"
+
+
+def test_memory_that_does_not_suffice() -> None:
+    for problem in (
+        MemoryError(),
+        torch.OutOfMemoryError("no words"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ):
+        assert out_of_memory(problem)
+    for other in (RuntimeError("sizes do not match"), ValueError("out of memory"), KeyError()):
+        assert not out_of_memory(other)
 
 
 def test_plugins_are_found_by_name() -> None:

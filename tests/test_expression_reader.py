@@ -51,7 +51,7 @@ class TestMistakes:
             ({"range": [0.1, 1], "log": True, "step": 0.1}, None, "without a step for log"),
             ("depht", {"depth": {"range": [0, 1]}},
              f"unknown hole 'depht' at {HERE} in space.yaml; did you"),
-            ("depth", None, "unknown hole 'depth' at"),
+            ("depth", None, "expected a hole of the name depth, got no named holes at "),
             (None, None,
              f"a hole such as {{range: [0, 1]}}, or a hole's name, got nothing at {HERE}"),
             ([], None, "a value, a gradient or a list of {filter, value}"),

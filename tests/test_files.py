@@ -1,13 +1,14 @@
 """YAML that says what is wrong with it, and files written whole or not at all."""
 
 import datetime
+import errno
 from pathlib import Path
 
 import pytest
 import yaml
 
 from evomerge.errors import InputError, RecipeError
-from evomerge.files import dump_yaml, load_yaml, write_json, write_text
+from evomerge.files import beside, dump_yaml, load_yaml, unwritten, write_json, write_text
 
 
 def load(tmp_path: Path, text: str) -> object:
@@ -45,7 +46,7 @@ class TestYaml:
             ("a: 1\n---\nb: 2\n", "another document at line 2"),
             ("[" * 5000, "expected YAML, got"),
             ("a: \x07\n", "expected YAML, got"),
-            ("%YAML 9.9\n---\na", "found incompatible YAML document"),
+            ("%YAML 9.9\n---\na", "got incompatible YAML document"),
         ],
     )
     def test_broken(self, tmp_path: Path, text: str, words: str) -> None:
@@ -136,3 +137,47 @@ class TestWriting:
         (tmp_path / "file").write_text("")
         with pytest.raises(InputError, match=r"cannot write .*/file/x: "):
             write_text(tmp_path / "file" / "x", "text")
+
+    def test_what_is_no_file_is_written_to_and_stays(self, tmp_path: Path) -> None:
+        path = tmp_path / "nothing"
+        path.symlink_to("/dev/null")
+        write_text(path, "text")
+        assert path.is_symlink()
+        assert path.read_text() == ""
+        with pytest.raises(InputError, match=r"cannot write .*: Is a directory; choose a place"):
+            write_text(tmp_path, "text")
+
+    def test_what_to_do_about_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        path = tmp_path / "file" / "in" / "x"
+        for problem, words in (
+            (
+                FileExistsError(errno.EEXIST, "File exists"),
+                f"{tmp_path / 'file'} is a file, not a f",
+            ),
+            (NotADirectoryError(errno.ENOTDIR, "no"), f"{tmp_path / 'file'} is a file, not a fold"),
+            (OSError(errno.ENOSPC, "No space"), "No space; free some space, or write to another"),
+            (OSError(errno.EDQUOT, "Quota"), "Quota; free some space, or write to another disk"),
+            (OSError(errno.EACCES, "Denied"), "Denied; choose a place where you may write"),
+        ):
+            assert f"cannot write {path}: {words}" in unwritten(path, problem)
+
+
+def test_the_name_beside_a_wrong_path(tmp_path: Path) -> None:
+    for name in ("study.yaml", "recipe.yaml", "sums.jsonl"):
+        (tmp_path / name).write_text("")
+    for name, right in (
+        ("stduy.yaml", "study.yaml"),
+        ("study.yml", "study.yaml"),
+        ("sum.jsonl", "sums.jsonl"),
+    ):
+        assert beside(tmp_path / name) == f"did you mean {tmp_path / right}?"
+    for path in (
+        tmp_path / "other.yaml",
+        tmp_path / "no" / "study.yaml",
+        tmp_path / "\0",
+        tmp_path / "study.yaml" / "x",
+    ):
+        assert beside(path) == "check the path"
+    with pytest.raises(RecipeError, match=r"there is no file .*; did you mean .*/recipe\.yaml\?"):
+        load_yaml(tmp_path / "recpie.yaml", RecipeError)

@@ -360,7 +360,7 @@ def test_mistakes(family: tuple[Path, Family], tmp_path: Path) -> None:
         tmp_path / "out",
     )
     assert isinstance(different, CheckpointError)
-    assert "for vocabularies that differ, say tokenizer_source in the recipe" in str(different)
+    assert "for vocabularies that differ, say tokenizer_source in a recipe" in str(different)
 
 
 def test_no_tokenizer_to_take(tmp_path: Path) -> None:

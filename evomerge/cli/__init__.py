@@ -5,16 +5,17 @@ Results go to stdout, progress to stderr; a user's error is one sentence and exi
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from evomerge import __version__
 from evomerge.cli import models, studies
 from evomerge.cli.common import app, say
-from evomerge.errors import EvomergeError
+from evomerge.errors import EvomergeError, first_line, out_of_memory
 
 __all__ = ["app", "main", "models", "studies"]
 
@@ -25,11 +26,27 @@ def main() -> None:
     try:
         app()
     except EvomergeError as problem:
-        print(f"evomerge: {problem}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+        _end(str(problem))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" for {problem.filename}" if problem.filename else ""
+        _end(f"no space is left on the disk{where}; free some, then try again")
+    except (MemoryError, RuntimeError) as problem:
+        if not out_of_memory(problem):
+            raise
+        _end(
+            f"memory does not suffice ({first_line(problem)[:160]}); free some, or say where the "
+            "input models may lie instead: --memory host or disk"
+        )
+
+
+def _end(sentence: str) -> NoReturn:
+    print(f"evomerge: {sentence}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
 
 
 def _version(value: bool) -> None:

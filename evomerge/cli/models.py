@@ -20,7 +20,6 @@ from evomerge.cli.options import (
     StudyArgument,
     Trust,
 )
-from evomerge.errors import EvomergeError
 
 
 @app.command()
@@ -82,13 +81,15 @@ def zoo(
     seed: Annotated[int, typer.Option(min=0, help="seed of data and training")] = 0,
 ) -> None:
     """Build the tiny model family: a base, three experts, their tasks and a study file."""
+    from evomerge.errors import InputError
+    from evomerge.files import unwritten
     from evomerge.zoo import build_zoo
 
     with bars() as shown:
         try:
             build_zoo(directory, seed=seed, progress=shown.stage)
-        except FileExistsError as problem:
-            raise EvomergeError(str(problem)) from None
+        except OSError as problem:
+            raise InputError(unwritten(directory, problem)) from None
     study = directory / "study.yaml"
     say(f"{study} is ready; next: {command()} search {study}")
 

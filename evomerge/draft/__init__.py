@@ -15,7 +15,7 @@ from evomerge.draft.lineage import Lineage, find_lineage
 from evomerge.draft.tasks import DraftedTask, Splits, draft_tasks, splits_for
 from evomerge.draft.text import Comments, as_text
 from evomerge.errors import CheckpointError, InputError, Place, SpaceError, StudyFileError
-from evomerge.files import load_yaml
+from evomerge.files import load_yaml, unwritten
 from evomerge.merger import Progress
 from evomerge.models import is_classifier
 from evomerge.space_reader import space_names
@@ -101,7 +101,7 @@ def _write(path: Path, text: str) -> None:
     except FileExistsError:
         raise _taken(path) from None
     except OSError as problem:
-        raise InputError(f"cannot write {path}: {problem.strerror}") from None
+        raise InputError(unwritten(path, problem)) from None
 
 
 def _study(parts: _Parts, folder: Path, space: str | None) -> dict[str, Any]:

@@ -87,5 +87,7 @@ def _name(file: Path, taken: Mapping[str, object]) -> str:
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem).strip("-")
     name = name if name[:1].isalpha() else f"task-{name}".rstrip("-")
     if name in taken:
-        raise InputError(f"expected files of different names, got two of the name {name}")
+        raise InputError(
+            f"expected files of different names, got two of the name {name}; rename one"
+        )
     return name

@@ -296,7 +296,8 @@ def _finite(part: torch.Tensor) -> bool:
 
 def _bad_input(name: str, checkpoint: Checkpoint) -> CheckpointError:
     return CheckpointError(
-        f"expected finite numbers, got NaN or infinity in {name} of {checkpoint.ref}"
+        f"expected finite numbers, got NaN or infinity in {name} of {checkpoint.ref}; leave that "
+        "model out, or download it again"
     )
 
 

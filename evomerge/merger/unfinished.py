@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import CheckpointError, InputError
-from evomerge.files import exists, sync, write_bytes
+from evomerge.files import exists, sync, unwritten, write_bytes
 from evomerge.headers import read_json
 from evomerge.merger.shards import Entry, is_intact
 
@@ -117,7 +117,7 @@ def unfinished(target: Path, origin: Mapping[str, Any], resume: bool) -> Iterato
             work = _opened(folder, target, json.loads(json.dumps(origin)), resume)
             yield from _used(work)
     except OSError as problem:
-        raise CheckpointError(f"cannot write {target}: {problem.strerror or problem}") from None
+        raise CheckpointError(unwritten(target, problem)) from None
     finally:
         for path in parents:
             with contextlib.suppress(OSError):  # it is not empty: there is a model in it

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evomerge.errors import Found, InputError, Place, first_line, nearest
+from evomerge.files import beside
 from evomerge.proxy_tasks import Dataset, _files
 from evomerge.proxy_tasks._benchmarks import refuse_benchmark
 
@@ -44,7 +45,7 @@ def read_rows(data: str | Dataset, folder: Path, place: Place) -> Rows:
     path = folder / data
     if not path.is_file():
         expected = "a JSONL, JSON, CSV, TSV or Parquet file"
-        raise place.fail(expected, data, f"there is no file {str(path)!r}")
+        raise place.fail(expected, Found(f"{path}, which is no file"), beside(path))
     found, lines = _files.read_file(path)
     if lines is None:
         where = Rows(found, lambda number: f"row {number} of {data}")
@@ -55,7 +56,8 @@ def read_rows(data: str | Dataset, folder: Path, place: Place) -> Rows:
 
 def _not_empty(rows: Rows, source: str, place: Place) -> Rows:
     if not rows:
-        raise place.fail("at least one row of data", Found(f"none in {source}"))
+        hint = "give items, such as one JSON object in each line"
+        raise place.fail("at least one row of data", Found(f"none in {source}"), hint)
     return rows
 
 

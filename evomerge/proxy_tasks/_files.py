@@ -14,6 +14,7 @@ from evomerge.files import read_text
 
 Row = Mapping[str, Any]
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_CORRECT = "correct that line, or take it out"
 _SPACE = " \t\r\n"  # what JSON takes for space
 
 
@@ -46,17 +47,18 @@ def _json_object(line: str, where: str) -> Row:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as problem:
-        found = f"{problem.msg.lower()} at column {problem.colno}"
-        raise DataError(f"expected a JSON object, got {found} of {where}") from None
+        found = f"a text that is none ({problem.msg.lower()}) at column {problem.colno}"
+        raise DataError(f"expected a JSON object, got {found} of {where}; {_CORRECT}") from None
     except (ValueError, RecursionError) as problem:  # beyond Python's limits
-        raise DataError(f"expected a JSON object, got {problem} at {where}") from None
+        raise DataError(f"expected a JSON object, got {problem} at {where}; {_CORRECT}") from None
     return _checked(row, line, where)
 
 
 def _checked(row: object, text: str, where: str) -> Row:
     if not isinstance(row, dict):
         found = "a list" if isinstance(row, list) else text.strip()[:60]
-        raise DataError(f"expected a JSON object, got {found} at {where}")
+        hint = "write each item as {field: value, …}"
+        raise DataError(f"expected a JSON object, got {found} at {where}; {hint}")
     return row
 
 
@@ -70,10 +72,14 @@ def _json_list(text: str, path: Path) -> Iterator[tuple[Row, int]]:
         try:
             row, end = decoder.raw_decode(text, place)
         except json.JSONDecodeError as problem:
-            found = f"{problem.msg.lower()} at column {problem.colno} of line {problem.lineno}"
-            raise DataError(f"expected a JSON object, got {found} of {path}") from None
+            found = (
+                f"a text that is none ({problem.msg.lower()}) at column {problem.colno} of line "
+                f"{problem.lineno}"
+            )
+            raise DataError(f"expected a JSON object, got {found} of {path}; {_CORRECT}") from None
         except (ValueError, RecursionError) as problem:  # beyond Python's limits
-            raise DataError(f"expected a JSON object, got {problem} at {where}") from None
+            found = f"{problem} at {where}"
+            raise DataError(f"expected a JSON object, got {found}; {_CORRECT}") from None
         yield _checked(row, text[place:end], where), line
         place = _next(text, end)
         if text[place : place + 1] == ",":

@@ -27,6 +27,7 @@ import xxhash
 from pydantic import Field, field_validator
 
 from evomerge.errors import CandidateError, DataError, Place, first_line, nearest
+from evomerge.files import beside
 from evomerge.language_model import LanguageModel
 from evomerge.proxy_tasks import ItemScores, TaskSettings, Vector
 from evomerge.proxy_tasks._data import Row, Rows, read_rows
@@ -101,7 +102,12 @@ def load(function: str, place: Place) -> Scoring:
     try:
         module = _from_file(Path(source)) if source.endswith(".py") else _installed(source)
     except Exception as problem:  # the file raises whatever its author wrote
-        raise place.fail("a function that can be imported", function, _reason(problem)) from None
+        hint = _reason(problem)
+        if not source.endswith(".py"):
+            hint += "; install it, or name a file as in file.py:name"
+        elif not Path(source).exists():
+            hint = f"there is no such file; {beside(Path(source))}"
+        raise place.fail("a function that can be imported", function, hint) from None
     found = getattr(module, name, None)
     if not callable(found):
         known = [one for one, value in vars(module).items() if callable(value)]
@@ -171,7 +177,8 @@ class Task:
                 found = self._scoring(module, self._tokenizer, rows)
         except Exception as problem:  # the function raises whatever its author wrote
             raise CandidateError(
-                f"expected scores for {task} from {self._function}, got {_reason(problem)}"
+                f"expected scores for {task} from {self._function}, got {_reason(problem)}; "
+                "correct it there"
             ) from None
         finally:
             module.eval()

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evomerge.errors import EvomergeError, StudyError
+from evomerge.checkpoints import ModelRef
+from evomerge.errors import CheckpointError, EvomergeError, Place, StudyError
+from evomerge.files import exists
 from evomerge.genome import describe
 from evomerge.study.database import command
 from evomerge.study.file import CheckedStudy, StudyFile, load_study_file
@@ -83,7 +85,10 @@ def refuse_changed_file(name: str, url: str | None, then: Mapping[str, Any]) -> 
         file = load_study_file(path, trials=source["trials"], seed=source["seed"])
     except EvomergeError as problem:
         return f"{problem}; {name} goes on as it began"
-    changed = differences(then["study"], file.to_mapping())
+    now = file.to_mapping()
+    if _lost(then["study"]["models"]):  # which is told where the model is opened
+        now["models"] = then["study"]["models"]
+    changed = differences(then["study"], now)
     if changed:
         options = f"--fork NEW --study {path}"
         raise StudyError(
@@ -96,6 +101,14 @@ def refuse_changed_file(name: str, url: str | None, then: Mapping[str, Any]) -> 
     return None
 
 
+def _lost(models: Mapping[str, Any]) -> bool:
+    """Return whether a folder of a study's models is not there any more."""
+    place = Place("the recorded study", CheckpointError)
+    refs = [ModelRef.parse(one, place) for one in (models["base"], *models["experts"].values())]
+    paths = [Path(one.path) for ref in refs for one in (ref, ref.adapter) if one]
+    return any(path.is_absolute() and not exists(path) for path in paths)
+
+
 def refuse_existing(name: str, url: str | None, file: StudyFile) -> None:
     """Raise StudyError where a study of that name exists, with what has changed since it began."""
     if name not in studies(url):
@@ -104,7 +117,7 @@ def refuse_existing(name: str, url: str | None, file: StudyFile) -> None:
     changed = differences(then["study"], file.to_mapping())
     raise StudyError(
         f"the study {name} exists{f' and was another: {_all(changed)}' if changed else ''}; "
-        f"go on with {command('resume', name, url)}, or choose another --name"
+        f"go on with {command('resume', name, url)}, or choose another name"
     )
 
 

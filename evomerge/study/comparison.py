@@ -46,22 +46,33 @@ def _one(name: str, store: Store, record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _experts(store: Store) -> set[str]:
-    """Return the weights of a study's experts, by which accuracy is normalized."""
+def _experts(store: Store) -> dict[str, str | None]:
+    """Return the weights of a study's experts, by which accuracy is normalized.
+
+    They are not known of a study that has not loaded them yet.
+    """
     known = store.get("inputs") or {}
     return {
-        known.get(ref, ref) for ref in store.get("study")["study"]["models"]["experts"].values()
+        ref: known.get(ref) for ref in store.get("study")["study"]["models"]["experts"].values()
     }
 
 
+def _same(ours: Mapping[str, str | None], theirs: Mapping[str, str | None]) -> bool:
+    if None in (*ours.values(), *theirs.values()):
+        return ours.keys() == theirs.keys()
+    return set(ours.values()) == set(theirs.values())
+
+
 def _differences(
-    names: Sequence[str], records: Sequence[Mapping[str, Any]], experts: Sequence[set[str]]
+    names: Sequence[str],
+    records: Sequence[Mapping[str, Any]],
+    experts: Sequence[Mapping[str, str | None]],
 ) -> list[str]:
     """Return a sentence for each study whose held-out figures are of something else."""
     found = []
     for name, record, own in zip(names[1:], records[1:], experts[1:], strict=True):
         unlike = _unlike(records[0], record)
-        if own != experts[0]:
+        if not _same(own, experts[0]):
             unlike.append("its experts, by which accuracy is normalized, are others")
         if unlike:
             found.append(f"{name} is not comparable with {names[0]}: {', '.join(unlike)}")

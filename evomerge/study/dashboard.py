@@ -52,7 +52,8 @@ def _only() -> str:
     names = studies(None)
     if len(names) != 1:
         raise StudyError(
-            f"expected the name of a study, of which runs/ has {', '.join(names) or 'none'}"
+            f"expected the name of a study, of which runs/ has {', '.join(names) or 'none'}; "
+            + ("name one" if names else "begin one with evomerge search")
         )
     return names[0]
 

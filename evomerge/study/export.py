@@ -44,7 +44,9 @@ def chosen_recipe(
         return parse_recipe(winner["recipe"], place), f"the winner, {winner['name']}"
     found = store.summary()
     if trial is None and found.best is None:
-        raise StudyError("no trial has finished yet, so there is nothing to export")
+        raise StudyError(
+            f"no trial has finished yet, so there is nothing to export; let {name} run first"
+        )
     number = found.best[0] if trial is None and found.best else trial
     records = store.trials(number)
     if not records:

@@ -31,6 +31,7 @@ from evomerge.study.starts import Start, read_starts
 from evomerge.tokenizer_files import Tokenizer
 
 _KEYS = ("models", "space", "tasks", "splits", "search", "fitness")
+_SEE = "docs/study-file.md says what a study needs"
 _NAME = re.compile(r"[A-Za-z][\w-]*\Z")
 
 
@@ -140,10 +141,12 @@ def load_study_file(path: Path, *, trials: int | None = None, seed: int | None =
 
 def parse_study(data: object, folder: Path, place: Place) -> StudyFile:
     """Check plain data to be a study whose paths are relative to `folder`."""
+    if isinstance(data, dict) and "merge_method" in data:
+        raise place.fail("a study", Found("a recipe"), "`evomerge merge` makes what it says")
     top = place.mapping(data, _KEYS)
     for key in ("models", "space", "tasks"):
         if key not in top:
-            raise place.fail(f"the key {key}", Found("none"))
+            raise place.fail(f"the key {key}", Found("none"), _SEE)
     models = read_settings(Models, top["models"], place / "models")
     for name in models.experts:
         if name == "base":
@@ -218,7 +221,7 @@ def check_study(file: StudyFile, trust: bool = False) -> CheckedStudy:
     for name, ref in refs.items():
         at = here / name if name == "base" else here / "experts" / name
         if ref in [one.ref for one in opened]:
-            raise at.fail("each model once", str(ref))
+            raise at.fail("each model once", str(ref), "take one of them out")
         opened.append(open_checkpoint(ref, Place(at.document, CheckpointError, at.path)))
     names = check_alike(opened)
     merged = tuple(name for name in names if opened[0].tensors[name].floating)

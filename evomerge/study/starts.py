@@ -9,8 +9,8 @@ from typing import Any
 
 from evomerge.checkpoints import ModelRef
 from evomerge.encoding import encode
-from evomerge.errors import Place, RecipeError, SpaceError
-from evomerge.files import load_yaml
+from evomerge.errors import Found, Place, RecipeError, SpaceError
+from evomerge.files import beside, exists, load_yaml
 from evomerge.recipe import Recipe, parse_recipe
 from evomerge.search_space import SearchSpace
 
@@ -44,6 +44,9 @@ def read_starts(
         folders = [Path.cwd(), folder]
         if isinstance(source, str):
             path = folder / Path(source).expanduser()
+            if not exists(path):
+                lost = Place(here.document, RecipeError, here.path)
+                raise lost.fail("a recipe", Found(f"{path}, which does not exist"), beside(path))
             data: object = load_yaml(path, RecipeError)
             folders.insert(0, path.parent)
             recipe = parse_recipe(data, Place(str(path), RecipeError))

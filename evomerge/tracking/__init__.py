@@ -111,6 +111,8 @@ class Tracker:
         self._log = self._start(self._study.name, identity, folder, store.get("study")["study"])
         logged = self._log.logged()
         for one in self._study.results():
+            if trial is not None and one.number > trial.number:  # it will be told of those
+                break
             values = self._values(one)
             new = one.number not in logged if logged is not None else one == trial
             if new and one.state != "running":

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save
 from transformers import LlamaForCausalLM
 
+from evomerge.errors import InputError
 from evomerge.zoo.family import FAMILY, Family, Progress, stream, train_family
 from evomerge.zoo.tasks import TASKS, Part, ToyTask, draw_distinct_words, question, spell
 from evomerge.zoo.tokenizer import build_tokenizer
@@ -73,10 +74,14 @@ def build_zoo(
 
 def _check_free(directory: Path) -> None:
     if (directory / STUDY_FILE).exists():
-        raise FileExistsError(f"expected no zoo at {directory} yet, found a complete one")
+        raise InputError(
+            f"expected no zoo at {directory} yet, found a complete one; search its {STUDY_FILE}, "
+            "or choose another folder"
+        )
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise FileExistsError(
-            f"expected a new or an empty folder for the zoo, found other files at {directory}"
+        raise InputError(
+            f"expected a new or an empty folder for the zoo, found other files at {directory}; "
+            "choose another folder"
         )
 
 

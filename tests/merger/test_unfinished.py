@@ -259,7 +259,9 @@ def test_a_file_that_cannot_grow(family: Path, tmp_path: Path) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)),
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "evomerge: cannot write out: File too large"
+    assert done.stderr.splitlines()[-1] == (
+        "evomerge: cannot write out: File too large; free some space, or write to another disk"
+    )
     assert names(tmp_path) == {"recipe.yaml"}
 
 

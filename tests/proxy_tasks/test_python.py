@@ -171,7 +171,7 @@ def test_functions_of_installed_modules() -> None:
         ("mine.py:scores", "expected a function, .*did you mean 'score'"),
         ("mine.py:zebra", "there is no function zebra"),
         ("mine.py:number", "expected a function"),
-        ("none.py:score", "FileNotFoundError"),
+        ("none.py:score", "there is no such file; did you mean .*/mine.py"),
         ("no_such_module:score", "No module named 'no_such_module'"),
         ("broken.py:score", r"SyntaxError"),
         ("fails.py:score", r"RuntimeError: not today at line 2 of .*fails\.py"),

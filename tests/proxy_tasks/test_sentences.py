@@ -122,14 +122,16 @@ def test_examples_to_show_are_named_too(models: Path, tmp_path: Path) -> None:
         "of shown.csv)"
     )
     (tmp_path / "shown.csv").unlink()
-    with pytest.raises(DataError, match=r"got 'shown\.csv' at tasks\.sums\.shots\.data in study"):
+    with pytest.raises(
+        DataError, match=r"shown\.csv, which is no file at tasks\.sums\.shots\.data in"
+    ):
         checked(models, tmp_path, "items/x.jsonl", "generation", shots=shots)
 
 
 def test_an_empty_file(models: Path, tmp_path: Path) -> None:
     assert refusal(models, tmp_path, [], "generation") == (
         f"expected at least one row of data, got none in {tmp_path / 'items/x.jsonl'} at "
-        "tasks.sums.data in study.yaml"
+        "tasks.sums.data in study.yaml; give items, such as one JSON object in each line"
     )
 
 

@@ -87,7 +87,7 @@ def test_another_study_file_is_refused(fake: Path, tmp_path: Path) -> None:
         loop.search(fake, "s", trials=None, seed=None, url=None, watcher=Silent())
     assert str(caught.value) == (
         f"the study s exists and was another: {words}; "
-        "go on with `evomerge resume s`, or choose another --name"
+        "go on with `evomerge resume s`, or choose another name"
     )
 
 

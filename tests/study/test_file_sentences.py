@@ -33,7 +33,7 @@ SENTENCES: list[tuple[str, Any, str]] = [
         "search.sigma",
         0.1,
         "expected a setting of the optimizer auto, got sigma, which is one of cma_es and "
-        "cma_mixed at search in study.yaml",
+        "cma_mixed at search in study.yaml; take it out, or choose its optimizer",
     ),
     (
         "search.zebra",

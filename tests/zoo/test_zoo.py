@@ -8,6 +8,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from evomerge.errors import InputError
 from evomerge.zoo import FAMILY, Family, Schedule, build_zoo
 from evomerge.zoo.build import draw_items
 from evomerge.zoo.tasks import (
@@ -231,14 +232,14 @@ class TestBuild:
 
     def test_never_overwrites_a_zoo(self, zoo: Path) -> None:
         before = contents(zoo)
-        with pytest.raises(FileExistsError, match=r"expected no zoo at .* found a complete one"):
+        with pytest.raises(InputError, match=r"expected no zoo at .* found a complete one"):
             build_zoo(zoo, family=TINY, seed=1)
         assert contents(zoo) == before
 
     def test_never_overwrites_other_files(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")
         for place in (tmp_path, tmp_path / "notes.txt"):
-            with pytest.raises(FileExistsError, match="found other files"):
+            with pytest.raises(InputError, match="found other files"):
                 build_zoo(place, family=TINY)
         assert contents(tmp_path).keys() == {"notes.txt"}
 
@@ -247,7 +248,7 @@ class TestBuild:
             (tmp_path / "zoo").mkdir(exist_ok=True)
             (tmp_path / "zoo" / "notes.txt").write_text("mine")
 
-        with pytest.raises(FileExistsError):
+        with pytest.raises(InputError):
             build_zoo(tmp_path / "zoo", family=TINY, progress=intrude)
         assert contents(tmp_path).keys() == {"zoo/notes.txt"}
 
