@@ -9,7 +9,7 @@ from evomerge import optimizers
 from evomerge.errors import InputError, Place, StudyError
 from evomerge.expressions import Hole
 from evomerge.genome import Genome
-from evomerge.optimizers import Evaluated, Optimizer, cma_es, cma_mixed
+from evomerge.optimizers import Evaluated, Optimizer, cma_es, cma_mixed, gp, tpe
 
 PLACE = Place("test", InputError)
 
@@ -168,3 +168,77 @@ def test_cma_mixed_searches_a_fine_grid_as_an_interval_and_a_coarse_one_as_such(
         optimizer = cma_mixed.create(cma_mixed.Settings(), genome, 0, [at(genome, 0.5, -1.0)])
         late = play(optimizer, 600, lambda values: sphere(values, 0.5))[500:]
         assert any(values["h0"] != 0.5 for values in late) == others
+
+
+@pytest.mark.parametrize("module", [gp, tpe])
+def test_with_a_lag_what_is_under_way_is_kept_away_from_and_replays(module: Any) -> None:
+    genome, lag, slots = plane(3), 4, 14
+    settings = module.Settings(startup_trials=3, lag=lag)
+    start = [at(genome, 0.3, sphere({f"h{i}": 0.3 for i in range(3)}))]
+
+    def goes(told: int, under_way: list[Any], slot: int) -> Any:
+        optimizer = module.create(settings, genome, 0, start)
+        for one in range(told):
+            fitness = None if one % 5 == 2 else sphere(done[one])
+            optimizer.tell(one, done[one], fitness)
+        return optimizer.ask(slot, under_way)
+
+    optimizer, done, told = module.create(settings, genome, 0, start), [], 0
+    for slot in range(slots):
+        assert optimizer.horizon(slot) == max(0, slot - 3)
+        while told < optimizer.horizon(slot):
+            fitness = None if told % 5 == 2 else sphere(done[told])
+            optimizer.tell(told, done[told], fitness)
+            told += 1
+        done.append(optimizer.ask(slot, done[told:]))
+        assert goes(told, done[told:slot], slot) == done[slot]  # rebuilt at any slot
+    assert goes(told, [], slots - 1) != done[-1]  # what is under way matters
+    points = np.array([genome.to_unit(values) for values in done[-lag:]])
+    apart = np.abs(points[:, None] - points[None]).max(axis=2)[np.triu_indices(lag, 1)]
+    assert apart.min() > 1e-3
+
+
+@pytest.mark.parametrize("module", [gp, tpe])
+def test_with_a_lag_the_number_of_objectives_may_be_learnt_late(module: Any) -> None:
+    genome, lag = plane(2), 3
+    settings = module.Settings(startup_trials=2, lag=lag)
+    start = [at(genome, 0.3, None)]
+
+    def worth(slot: int) -> tuple[Any, ...]:
+        return (None, ()) if slot < 2 else (0.1 * slot, (0.1 * slot, 1.0 - 0.1 * slot))
+
+    live, done, told = module.create(settings, genome, 0, start), [], 0
+    for slot in range(10):
+        while told < live.horizon(slot):
+            live.tell(told, done[told], *worth(told))
+            told += 1
+        done.append(live.ask(slot, done[told:]))
+        replayed = module.create(settings, genome, 0, start)
+        for one in range(told):
+            replayed.tell(one, done[one], *worth(one))
+        assert replayed.ask(slot, done[told:slot]) == done[slot]
+
+
+def test_what_keeps_workers_busy() -> None:
+    assert optimizers.advice("cma_es", 16, 8) is None
+    assert optimizers.advice("gp", 1, 1) is None
+    found = optimizers.advice("gp", 1, 8)
+    assert found == (
+        "gp begins one trial at a time, so that 8 workers are busy 12% of it; "
+        "a study file with search: {optimizer: gp, lag: 8} would keep them all busy"
+    )
+    found = optimizers.advice("cma_es", 12, 8)
+    assert found is not None
+    assert "begins 12 trials at a time, so that 8 workers are busy 75% of it" in found
+    assert "{optimizer: cma_es, population: 15}" in found
+    assert "would" not in (optimizers.advice("random_search", 16, 32) or "")
+
+
+@pytest.mark.parametrize("name", ["cma_es", "cma_mixed", "nsga2", "gp", "tpe"])
+def test_with_the_settings_advised_so_many_are_under_way(name: str) -> None:
+    module = optimizers.get(name, PLACE)
+    genome = plane(3)
+    settings = module.Settings(**module.settings_for(24))
+    optimizer = module.create(settings, genome, 0, [at(genome, 0.5, 0.0)])
+    known = optimizer.horizon(10**6)
+    assert optimizer.horizon(known + 23) <= known < optimizer.horizon(known + 24)

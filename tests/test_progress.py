@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from evomerge import progress
 from evomerge.errors import StudyError
 from evomerge.progress import Bars
+from evomerge.study.sight import WorkerState
 from evomerge.study.standing import Scored, Standing
 
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -87,6 +89,30 @@ def test_a_frame_says_all_there_is(terminal: Callable[..., str]) -> None:
         "final scores ━━━╺━━━━━━━━━━ 2/9 TIES",
         "memory       3.1 GB",
     ]
+
+
+def test_workers_have_a_line_each_where_they_are_few(terminal: Callable[..., str]) -> None:
+    busy = WorkerState(0, "busy", "node-a", "NVIDIA H200", 9, 2.5, 0.125)
+    idle = WorkerState(3, "idle", "node-b", "NVIDIA H200", 8, 2.0, 0.375)
+    new = WorkerState(12, "loading", "", "", 0, None, 0.0)
+    shown = last_frame(terminal(lambda: show(replace(HALFWAY, workers=(busy, idle, new)))))
+    assert shown[3:7] == [
+        "workers      1 busy, 1 idle, 1 loading, 25% of the time idle",
+        "  0          busy, 2.50 s each, 12% idle node-a NVIDIA H200",
+        "  3          idle, 2.00 s each, 38% idle node-b NVIDIA H200",
+        "  12         loading",
+    ]
+    many = last_frame(terminal(lambda: show(replace(HALFWAY, workers=(busy,) * 9))))
+    assert many[3] == "workers      9 busy, 12% of the time idle"
+    assert many[4].startswith("items")
+
+
+def test_the_time_left_is_by_all_workers_that_are_busy(capsys: pytest.CaptureFixture[str]) -> None:
+    busy = WorkerState(0, "busy", "node-a", "cpu", 9, 2.5, 0.125)
+    with Bars() as bars:
+        bars.stand(Standing(100, 300, seconds=6.0, workers=(busy,) * 4))
+    line = capsys.readouterr().err
+    assert "6.00 s/trial, 5:00 left, workers: 4 busy, 12% of the time idle" in line
 
 
 @pytest.mark.parametrize("columns", [30, 60, 200])

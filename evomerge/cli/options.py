@@ -22,6 +22,24 @@ MemoryChoice = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="let code that comes with the models run")
 ]
+WorkerCount = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="processes that evaluate trials at once (needs Ray)"),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Ray cluster to run them on, or auto"),
+]
+GpusEach = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="share of a GPU for each of them (a whole one)"),
+]
+Deadline = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS", help="how long one may take for a trial (10 times the longest so far)"
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="print results and errors alone")]
 Track = Annotated[
     list[str] | None,

@@ -12,23 +12,28 @@ import typer
 
 from evomerge.cli.common import app, bars, command, say
 from evomerge.cli.options import (
+    Deadline,
     Device,
     Fork,
     ForkStudy,
+    GpusEach,
     Json,
     MemoryChoice,
     NameArgument,
     Quiet,
+    RayAddress,
     Recipe,
     Storage,
     StudyArgument,
     Track,
     Trials,
     Trust,
+    WorkerCount,
 )
 
 if TYPE_CHECKING:
     from evomerge.study.run import Watcher
+    from evomerge.study.workers import Elsewhere
 
 
 @app.command()
@@ -41,6 +46,10 @@ def search(
     device: Device = None,
     memory: MemoryChoice = "auto",
     trust: Trust = False,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+    gpus_per_worker: GpusEach = None,
+    deadline: Deadline = None,
     track: Track = None,
     quiet: Quiet = False,
 ) -> None:
@@ -49,6 +58,7 @@ def search(
 
     name = loop.default_name(study) if name is None else name
     machine: loop.Machine = {"device": device, "memory": memory, "trust": trust}
+    machine["elsewhere"] = _elsewhere(workers, ray, gpus_per_worker, deadline)
     with _watching(name, storage, track, quiet) as watcher:
         report = loop.search(
             study, name, trials=trials, seed=seed, url=storage, watcher=watcher, **machine
@@ -66,6 +76,10 @@ def resume(
     device: Device = None,
     memory: MemoryChoice = "auto",
     trust: Trust = False,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+    gpus_per_worker: GpusEach = None,
+    deadline: Deadline = None,
     track: Track = None,
     quiet: Quiet = False,
 ) -> None:
@@ -73,11 +87,31 @@ def resume(
     from evomerge.study import loop
 
     machine: loop.Machine = {"device": device, "memory": memory, "trust": trust}
+    machine["elsewhere"] = _elsewhere(workers, ray, gpus_per_worker, deadline)
     with _watching(fork or name, storage, track, quiet) as watcher:
         report = loop.resume(
             name, fork=fork, study=study, trials=trials, url=storage, watcher=watcher, **machine
         )
     _conclude(fork or name, storage, report)
+
+
+def _elsewhere(
+    workers: int | None, address: str | None, gpus: float | None, deadline: float | None
+) -> Elsewhere | None:
+    """Return the workers that are asked for, None for this process alone."""
+    from evomerge.errors import InputError
+    from evomerge.study.workers import Elsewhere
+
+    if gpus is not None and not 0 < gpus <= 1:
+        raise InputError(f"expected --gpus-per-worker of more than 0 and at most 1, got {gpus:g}")
+    if deadline is not None and not deadline > 0:
+        raise InputError(f"expected --deadline of more than 0 seconds, got {deadline:g}")
+    if workers is None and address is None:
+        for option, value in {"--gpus-per-worker": gpus, "--deadline": deadline}.items():
+            if value is not None:
+                raise InputError(f"expected --workers or --ray with {option}, got neither")
+        return None
+    return Elsewhere(workers, address, gpus, deadline)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Optimizers: one ask–tell optimizer per file, found by its name.
 
-A file holds `Settings` (a pydantic model: the optimizer's own part of a study file) and `create`.
+A file holds `Settings` (a pydantic model: the optimizer's own part of a study file) and `create`;
+`settings_for(width)`, where it has settings that let more trials be under way at once.
 All randomness derives from (seed, slot or generation), so an optimizer is rebuilt by telling it
 what is recorded.
 """
@@ -15,13 +16,14 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from evomerge import plugins
-from evomerge.errors import Place, StudyError
+from evomerge.errors import InputError, Place, StudyError
 from evomerge.expressions import Values
 from evomerge.genome import Genome, Vector
 
 AUTO = "auto"
 _FEW_DIMENSIONS = 32
 _FEW_TRIALS = 300
+_BUSY = 0.9  # of the workers' time, with which nobody is bothered
 _TOLERANCE = 1e-6  # of a replay; other CPUs move proposals by a few 1e-9
 
 
@@ -48,7 +50,8 @@ class Optimizer(Protocol):
     """Proposes points slot by slot; fitness is higher-is-better.
 
     Slots are numbered from 0 after the starting points. `ask(k)` may be called once all slots
-    below `horizon(k)` have been told, in slot order; what it returns depends on those alone. A slot
+    below `horizon(k)` have been told, in slot order; what it returns depends on those and on what
+    is `under_way` alone: the values of the others up to k, of which nothing else is known. A slot
     that is told need not have been asked in this process.
     """
 
@@ -56,8 +59,8 @@ class Optimizer(Protocol):
         """Return how many slots must have been told before this one is asked."""
         ...
 
-    def ask(self, slot: int) -> dict[str, Any]:
-        """Return the values to try in a slot."""
+    def ask(self, slot: int, under_way: Sequence[Values] = ()) -> dict[str, Any]:
+        """Return the values to try in a slot, those of `under_way` being tried already."""
         ...
 
     def tell(
@@ -121,6 +124,25 @@ def create(
     own = settings if isinstance(settings, module.Settings) else module.Settings()
     optimizer: Optimizer = module.create(own, genome, seed, start)
     return optimizer
+
+
+def advice(name: str, width: int, workers: int) -> str | None:
+    """Return what would keep workers busy that an optimizer of some width does not, if anything.
+
+    The width is how many trials it lets be under way at once.
+    """
+    rounds = -(-width // workers)
+    busy = width / (rounds * workers)
+    if busy >= _BUSY:
+        return None
+    trials = f"{width} trials" if width > 1 else "one trial"
+    text = f"{name} begins {trials} at a time, so that {workers} workers are busy {busy:.0%} of it"
+    module = get(name, Place("the study", InputError))
+    if not hasattr(module, "settings_for"):
+        return text
+    settings = {"optimizer": name, **module.settings_for(rounds * workers)}
+    words = ", ".join(f"{key}: {value}" for key, value in settings.items())
+    return f"{text}; a study file with search: {{{words}}} would keep them all busy"
 
 
 def best_start(start: Sequence[Evaluated]) -> Values:

@@ -68,7 +68,7 @@ class Generations:
             self._generation += 1
         return self._center if member is None else self._members[member]
 
-    def ask(self, slot: int) -> dict[str, Any]:
+    def ask(self, slot: int, under_way: Sequence[Values] = ()) -> dict[str, Any]:
         """Return the slot's member of its generation, or the center that goes before them."""
         return self._genome.from_unit(self._point(slot))
 

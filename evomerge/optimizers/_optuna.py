@@ -6,6 +6,7 @@ An in-memory study holds the points told so far; every slot is asked of a new sa
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +43,8 @@ class ReplayedSampler:
     """An optimizer that asks a freshly seeded Optuna sampler for every slot.
 
     What has been asked is at once a failed trial of the study, which no sampler looks at: the trial
-    that counts is the one that is told.
+    that counts is the one that is told. Up to `lag` slots may be under way at once, of which a
+    sampler sees running trials, so that it does not propose them again.
     """
 
     def __init__(
@@ -51,7 +53,10 @@ class ReplayedSampler:
         genome: Genome,
         seed: int,
         start: Sequence[Evaluated],
+        lag: int = 1,
     ) -> None:
+        self._lag = lag
+        self._running: deque[tuple[int, Values]] = deque()  # trials under way, in slot order
         self._make_sampler = make_sampler
         self._genome = genome
         self._seed = seed
@@ -66,20 +71,44 @@ class ReplayedSampler:
         )
 
     def _add(self, values: Values, fitness: float | None, objectives: tuple[float, ...]) -> None:
-        if fitness is None:
-            return
-        worth = objectives or (fitness,)
-        if len(self._study.directions) != len(worth):  # the first success of several objectives
-            self._study = self._empty(len(worth))
-        trial = create_trial(values=worth, params=dict(values), distributions=self._distributions)
-        self._study.add_trial(trial)
+        """Remember a point, the first that is under way where any is."""
+        running = self._running.popleft()[0] if self._running else None
+        worth = None if fitness is None else objectives or (fitness,)
+        others: list[Values] = []
+        if worth is not None and len(self._study.directions) != len(worth):
+            # The first success of several objectives: only now is known how many.
+            others, running = [one for _, one in self._running], None
+            self._study, self._running = self._empty(len(worth)), deque()
+        if running is not None:
+            state = TrialState.FAIL if worth is None else TrialState.COMPLETE
+            self._study.tell(running, worth, state)
+        elif worth is not None:
+            self._study.add_trial(
+                create_trial(values=worth, params=dict(values), distributions=self._distributions)
+            )
+        for one in others:
+            self._run(one)
+
+    def _run(self, values: Values) -> None:
+        """Let the sampler see a point as a running trial."""
+        number = len(self._study.get_trials(deepcopy=False))
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                params=dict(values),
+                distributions=self._distributions,
+            )
+        )
+        self._running.append((number, values))
 
     def horizon(self, slot: int) -> int:
-        """Return the slot itself: a model wants all that is known."""
-        return slot
+        """Return the first slot that may be under way still."""
+        return max(0, slot + 1 - self._lag)
 
-    def ask(self, slot: int) -> dict[str, Any]:
-        """Ask a new sampler, in the study that knows what has been told."""
+    def ask(self, slot: int, under_way: Sequence[Values] = ()) -> dict[str, Any]:
+        """Ask a new sampler, in the study that knows what has been told and what is under way."""
+        for values in under_way[len(self._running) :]:
+            self._run(values)
         state = np.random.SeedSequence([self._seed, slot]).generate_state(1)
         self._study.sampler = self._make_sampler(int(state[0]))
         asked = self._study.ask(self._distributions)

@@ -33,6 +33,11 @@ class Settings(OptimizerSettings):
     )
 
 
+def settings_for(width: int) -> dict[str, int]:
+    """Return the settings that let a generation and its center be so many trials."""
+    return {"population": max(4, width - 1)}
+
+
 def create(
     settings: Settings, genome: Genome, seed: int, start: Sequence[Evaluated]
 ) -> Generations:

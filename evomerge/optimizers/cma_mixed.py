@@ -30,6 +30,11 @@ class Settings(OptimizerSettings):
     prior: float = Field(0.5, gt=0, lt=1, description="probability of the first point's choices")
 
 
+def settings_for(width: int) -> dict[str, int]:
+    """Return the settings that let a generation and its center be so many trials."""
+    return {"population": max(4, width - 1)}
+
+
 def create(
     settings: Settings, genome: Genome, seed: int, start: Sequence[Evaluated]
 ) -> Generations:

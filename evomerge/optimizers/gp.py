@@ -18,6 +18,14 @@ class Settings(OptimizerSettings):
     """The settings of the Gaussian process in a study file."""
 
     startup_trials: int = Field(10, ge=1, le=10**6, description="trials before the model is used")
+    lag: int = Field(
+        1, ge=1, le=10**4, description="trials that may be under way at once, on so many workers"
+    )
+
+
+def settings_for(width: int) -> dict[str, int]:
+    """Return the settings that let so many trials be under way at once."""
+    return {"lag": width}
 
 
 def create(
@@ -25,7 +33,8 @@ def create(
 ) -> ReplayedSampler:
     """Return a Gaussian process with log expected improvement.
 
-    Ament et al. 2023, Unexpected improvements to expected improvement, arXiv:2310.20708.
+    Ament et al. 2023, Unexpected improvements to expected improvement, arXiv:2310.20708. Where
+    trials are under way, it is the improvement expected of all of them together.
     """
 
     def make(seed: int) -> GPSampler:
@@ -33,4 +42,4 @@ def create(
             warnings.simplefilter("ignore", ExperimentalWarning)
             return GPSampler(seed=seed, n_startup_trials=settings.startup_trials)
 
-    return ReplayedSampler(make, genome, seed, start)
+    return ReplayedSampler(make, genome, seed, start, settings.lag)

@@ -28,6 +28,11 @@ class Settings(OptimizerSettings):
     )
 
 
+def settings_for(width: int) -> dict[str, int]:
+    """Return the settings that let so many trials be under way at once."""
+    return {"population": max(4, width)}
+
+
 def create(settings: Settings, genome: Genome, seed: int, start: Sequence[Evaluated]) -> Nsga2:
     """Return NSGA-II, whose first population begins with the starting points."""
     return Nsga2(settings, genome, seed, start)
@@ -80,7 +85,7 @@ class Nsga2:
             self._children = self._breed()
         return self._children[member]
 
-    def ask(self, slot: int) -> dict[str, Any]:
+    def ask(self, slot: int, under_way: Sequence[Values] = ()) -> dict[str, Any]:
         """Return the slot's child of its generation."""
         return self._genome.from_unit(self._child(slot))
 

@@ -34,7 +34,7 @@ class RandomSearch:
         """Nothing need be known."""
         return 0
 
-    def ask(self, slot: int) -> dict[str, Any]:
+    def ask(self, slot: int, under_way: Sequence[Values] = ()) -> dict[str, Any]:
         """Draw the slot's point."""
         generator = np.random.default_rng([self._seed, slot])
         return self._genome.from_unit(generator.random(len(self._genome)))

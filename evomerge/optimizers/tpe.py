@@ -19,12 +19,23 @@ class Settings(OptimizerSettings):
 
     startup_trials: int = Field(10, ge=0, le=10**6, description="trials before the model is used")
     multivariate: bool = Field(True, description="model all parameters together")
+    lag: int = Field(
+        1, ge=1, le=10**4, description="trials that may be under way at once, on so many workers"
+    )
+
+
+def settings_for(width: int) -> dict[str, int]:
+    """Return the settings that let so many trials be under way at once."""
+    return {"lag": width}
 
 
 def create(
     settings: Settings, genome: Genome, seed: int, start: Sequence[Evaluated]
 ) -> ReplayedSampler:
-    """Return TPE (Bergstra et al. 2011, Algorithms for hyper-parameter optimization)."""
+    """Return TPE (Bergstra et al. 2011, Algorithms for hyper-parameter optimization).
+
+    Trials under way count among the bad ones, so that it keeps away from them.
+    """
 
     def make(seed: int) -> TPESampler:
         with warnings.catch_warnings():
@@ -33,7 +44,7 @@ def create(
                 seed=seed,
                 n_startup_trials=settings.startup_trials,
                 multivariate=settings.multivariate,
-                constant_liar=False,
+                constant_liar=settings.lag > 1,
             )
 
-    return ReplayedSampler(make, genome, seed, start)
+    return ReplayedSampler(make, genome, seed, start, settings.lag)

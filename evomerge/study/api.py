@@ -14,7 +14,7 @@ from evomerge.study.export import chosen_recipe
 from evomerge.study.file import StudyFile, load_study_file, parse_study
 from evomerge.study.loop import Machine
 from evomerge.study.queue import enqueue
-from evomerge.study.results import TrialResult, last_result, results
+from evomerge.study.results import TrialResult, results, slot_result
 from evomerge.study.store import Store
 from evomerge.study.summary import stored_report
 
@@ -76,7 +76,8 @@ class Study:
         """Run the study to its end; returns its report, or None where a callback stopped it.
 
         `trials` is a total. Callbacks are called with every trial that ends, in order, once it is
-        in the database: one that raises ends the run, and a later one goes on after that trial.
+        in the database: one that raises ends the run, and a later one goes on after that trial; by
+        then others of several workers (`elsewhere`) may have ended trials that none is called with.
         """
         calling = Calling(self, callbacks, watcher)
         with contextlib.suppress(StopStudy):
@@ -167,7 +168,7 @@ class Calling:
         if self._watcher is not None:
             self._watcher.trial(done, total, best, seconds)
         if self._callbacks and seconds is not None:
-            result = last_result(Store.open(self._study.name, self._study.storage))
+            result = slot_result(Store.open(self._study.name, self._study.storage), done - 1)
             for callback in self._callbacks:
                 callback(result)
 

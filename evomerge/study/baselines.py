@@ -14,7 +14,7 @@ from evomerge.fitness import Fitness, TaskScores, best_of, mean_scores
 from evomerge.merger import Progress
 from evomerge.recipe import Recipe, parse_recipe
 from evomerge.study.item_scores import pack, unpack
-from evomerge.study.scorer import Scorer
+from evomerge.study.scorer import Call, Scoring
 from evomerge.study.store import Store
 
 LINE = tuple(round(0.1 * step, 1) for step in range(1, 16))  # task-arithmetic scales tried
@@ -35,28 +35,49 @@ class Row:
     what: Mapping[str, Any]
     detail: str = ""
 
-    def score(self, scorer: Scorer, split: Split) -> TaskScores:
-        """Score the row exactly, as a report shows it."""
+    def call(self, split: Split) -> Call:
+        """Return what scores the row exactly, as a report shows it."""
         if "model" in self.what:
-            return scorer.model(_ref(self.what["model"]), split, exact=True)
+            return "model", (_ref(self.what["model"]), split, True)
         if "ensemble" in self.what:
-            return scorer.ensemble([_ref(one) for one in self.what["ensemble"]], split, exact=True)
-        return scorer.recipe(parse_recipe(self.what["recipe"], _PLACE), split, exact=True)
+            return "ensemble", ([_ref(one) for one in self.what["ensemble"]], split, True)
+        return "recipe", (parse_recipe(self.what["recipe"], _PLACE), split, True)
+
+    def score(self, scorer: Scoring, split: Split) -> TaskScores:
+        """Score the row exactly, as a report shows it."""
+        method, arguments = self.call(split)
+        found: TaskScores = getattr(scorer, method)(*arguments)
+        return found
 
 
 def _ref(text: str) -> ModelRef:
     return ModelRef.parse(text, _PLACE)
 
 
-def row_scores(store: Store, scorer: Scorer, row: Row, split: Split) -> TaskScores:
+def row_scores(store: Store, scorer: Scoring, row: Row, split: Split) -> TaskScores:
     """Return a row's scores on a split from the database, scoring and storing them if absent."""
-    key = f"row:{row.name}:{split}"
-    found = store.get(key)
-    if found is not None and found["what"] == row.what:
-        return unpack(found["items"])
+    found = _stored(store, row, split)
+    if found is not None:
+        return found
     scores = row.score(scorer, split)
-    store.set(key, {"what": row.what, "items": pack(scores)})
+    store.set(_key(row, split), {"what": row.what, "items": pack(scores)})
     return scores
+
+
+def ahead(store: Store, scorer: Scoring, rows: Sequence[Row], splits: Sequence[Split]) -> None:
+    """Say which rows will be scored next, which several workers may do at once."""
+    scorer.ahead(
+        [row.call(split) for row in rows for split in splits if _stored(store, row, split) is None]
+    )
+
+
+def _key(row: Row, split: Split) -> str:
+    return f"row:{row.name}:{split}"
+
+
+def _stored(store: Store, row: Row, split: Split) -> TaskScores | None:
+    found = store.get(_key(row, split))
+    return unpack(found["items"]) if found is not None and found["what"] == row.what else None
 
 
 @dataclass(frozen=True)
@@ -72,7 +93,7 @@ class Baselines:
 
 def baselines(
     store: Store,
-    scorer: Scorer,
+    scorer: Scoring,
     refs: Mapping[str, ModelRef],
     result_dtype: str,
     seed: int,
@@ -95,6 +116,9 @@ def baselines(
 
     rows = [Row("base", "baseline", {"model": str(refs["base"])})]
     rows += [Row(name, "baseline", {"model": str(refs[name])}) for name in experts]
+    lines = [(scale, make.line(scale)) for scale in LINE]
+    fixed = [make.soup("uniform soup", experts), make.ties(), make.dare_ties()]
+    ahead(store, scorer, [*rows, *fixed, *(row for _, row in lines)], ["search"])
     inputs = {row.name: scored(row) for row in rows}
     means = {name: mean_scores(scores) for name, scores in inputs.items()}
     unsolved = tuple(
@@ -110,13 +134,13 @@ def baselines(
         except CandidateError:
             return float("-inf")
 
-    rows.append(make.soup("uniform soup", experts))
-    soup = rows[-1]
+    soup, *defaults = fixed
+    rows.append(soup)
     greedy, greedy_members = _greedy_soup(make, experts, means, fitness, fit, soup)
     rows.append(greedy)
-    scale, line = max(((scale, make.line(scale)) for scale in LINE), key=lambda pair: fit(pair[1]))
+    scale, line = max(lines, key=lambda pair: fit(pair[1]))
     rows.append(Row("task arithmetic", "baseline", line.what, line.detail))
-    rows += [make.ties(), make.dare_ties()]
+    rows += defaults
     if scorer.side_by_side:
         members = [str(refs[name]) for name in experts]
         rows.append(Row("ensemble", "reference", {"ensemble": members}))

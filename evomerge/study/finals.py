@@ -19,7 +19,7 @@ from evomerge.fitness import (
 )
 from evomerge.merger import Progress
 from evomerge.search_space import SearchSpace
-from evomerge.study.baselines import Baselines, Row, row_scores
+from evomerge.study.baselines import Baselines, Row, ahead, row_scores
 from evomerge.study.evidence import (
     calibration_report,
     fidelity_report,
@@ -34,14 +34,14 @@ from evomerge.study.finalists import (
     front_trials,
     recorded_objectives,
 )
-from evomerge.study.scorer import Scorer
+from evomerge.study.scorer import Scoring
 from evomerge.study.stages import Course
 from evomerge.study.store import Store
 
 
 def finish_study(
     store: Store,
-    scorer: Scorer,
+    scorer: Scoring,
     space: SearchSpace | Course,
     prior: Baselines,
     recommended: int | None,
@@ -67,17 +67,17 @@ def finish_study(
     winner = Row("winner", "winner", {"recipe": recipe.to_mapping()}, chosen["name"])
     rows = [winner, *prior.rows]
     table: dict[str, dict[Split, TaskScores]] = {row.name: {} for row in rows}
+    ahead(store, scorer, rows, SPLITS)
     for index, row in enumerate(rows):
         progress(f"final scores: {row.name}", index, len(rows))
         for split in SPLITS:
             table[row.name][split] = row_scores(store, scorer, row, split)
     progress("final scores", len(rows), len(rows))
-    scorer.merger.materialize(recipe)
     names = [one.name for one in experts]
     shown = [winner, *experts, *(row for row in prior.rows if row.kind == "reference")]
     report = {
         "rows": [_report_row(row, table, names) for row in rows],
-        "winner": {**chosen, "weights": scorer.merger.digest(), "recipe": recipe.to_mapping()},
+        "winner": {**chosen, "weights": scorer.digest(recipe), "recipe": recipe.to_mapping()},
         "finalists": [one.to_mapping() for one in finalists],
         "search": dict(search),
         "gain": gain_report(table, prior, names),
@@ -116,7 +116,7 @@ class _Finalist:
 
 def _score(
     store: Store,
-    scorer: Scorer,
+    scorer: Scoring,
     space: SearchSpace | Course,
     found: Sequence[Candidate],
     experts: Sequence[Row],
@@ -125,14 +125,21 @@ def _score(
     """Score candidates on the select split, those left out that cannot be."""
     if not found:
         raise StudyError("no trial of the study succeeded, so there is no winner")
+    pairs: list[tuple[Row, Candidate]] = []
+    for candidate in found:
+        try:
+            recipe = space.decode(candidate.values)
+        except (CandidateError, InputError):
+            continue
+        row = Row(candidate.name, "winner", {"recipe": recipe.to_mapping()})
+        pairs.append((row, candidate))
+    ahead(store, scorer, [*experts, *(row for row, _ in pairs)], ["select"])
     references = [row_scores(store, scorer, row, "select") for row in experts]
     fitness = Fitness(best_of([mean_scores(one) for one in references]))
     scored: list[_Finalist] = []
-    for index, candidate in enumerate(found):
+    for index, (row, candidate) in enumerate(pairs):
         progress(f"finalists: {candidate.name}", index, len(found))
         try:
-            recipe = space.decode(candidate.values)
-            row = Row(candidate.name, "winner", {"recipe": recipe.to_mapping()})
             scores = row_scores(store, scorer, row, "select")
         except (CandidateError, InputError):
             continue

@@ -19,6 +19,11 @@ class Interrupts:
         self._working = False
         self._asked = False
 
+    @property
+    def asked(self) -> bool:
+        """Whether a signal waits for the end of a piece of work."""
+        return self._asked
+
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
         """Catch the signals in the block; nothing is done outside the main thread."""

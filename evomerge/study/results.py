@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from evomerge.expressions import Values
 from evomerge.study import rows
@@ -40,17 +40,21 @@ def results(store: Store) -> list[TrialResult]:
     return _results(store, None)
 
 
-def last_result(store: Store) -> TrialResult:
-    """Return the trial proposed last."""
-    number = store.look(_last)
+def slot_result(store: Store, slot: int) -> TrialResult:
+    """Return the trial of a slot."""
+    number = store.look(lambda one, study: _number(one, study, slot))
     return _results(store, number)[-1]
 
 
-def _last(connection: Connection, study: int) -> int:
+def _number(connection: Connection, study: int, slot: int) -> int:
     query = (
-        select(func.max(TRIALS.c.number))
+        select(TRIALS.c.number)
         .join(TRIAL_ATTRIBUTES, TRIAL_ATTRIBUTES.c.trial_id == TRIALS.c.trial_id)
-        .where(TRIALS.c.study_id == study, TRIAL_ATTRIBUTES.c.key == rows.SLOT)
+        .where(
+            TRIALS.c.study_id == study,
+            TRIAL_ATTRIBUTES.c.key == rows.SLOT,
+            TRIAL_ATTRIBUTES.c.value_json == str(slot),
+        )
     )
     found: int = connection.execute(query).scalar_one()
     return found

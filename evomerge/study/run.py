@@ -1,67 +1,39 @@
-"""One process's work on a study: ask, decode, merge, score, record, tell; resume as replay."""
+"""A study from its baselines to its report: decode, merge, score, record, trial by trial."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from evomerge.errors import CandidateError, InputError, Place, RecipeError
-from evomerge.expressions import Values
-from evomerge.fitness import Fitness
-from evomerge.optimizers import Evaluated
+from evomerge.errors import Place, RecipeError
 from evomerge.racing import Racer
-from evomerge.recipe import Recipe, parse_recipe, weights_key
+from evomerge.recipe import parse_recipe, weights_key
 from evomerge.study.baselines import Baselines, baselines, carried_over, starting_points
 from evomerge.study.evidence import expectations
 from evomerge.study.file import CheckedStudy
 from evomerge.study.finals import finish_study
 from evomerge.study.interrupts import Interrupts
-from evomerge.study.item_scores import pack, unpack
-from evomerge.study.queue import Proposal, Queue
 from evomerge.study.replay import Search
-from evomerge.study.rows import TrialRecord
-from evomerge.study.scorer import Scorer
+from evomerge.study.scorer import Scoring
 from evomerge.study.store import Store
+from evomerge.study.trials import Trials, Watcher
+from evomerge.study.workers import Workers
+
+__all__ = ["Run", "Watcher"]
 
 _PLACE = Place("a baseline", RecipeError)
 
 
-class Watcher(Protocol):
-    """What a study tells of its progress."""
-
-    def stage(self, text: str, done: int, total: int) -> None:
-        """Report a step of loading, of the baselines or of the final scores."""
-        ...
-
-    def trial(self, done: int, total: int, best: float | None, seconds: float | None) -> None:
-        """Report the trials done in all, the best fitness and the seconds of the last one."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Say something once."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """What is to be evaluated: a trial, and how many slots may be looked at for it."""
-
-    slot: int
-    number: int
-    values: Values
-    horizon: int
-
-
 @dataclass
 class Run:
-    """One process's work on a study."""
+    """The work on a study of the one process that writes it."""
 
     store: Store
     checked: CheckedStudy
     record: Mapping[str, Any]
-    scorer: Scorer
+    scorer: Scoring
+    workers: Workers
     interrupts: Interrupts
     watcher: Watcher
 
@@ -128,58 +100,18 @@ class Run:
         points += carried_over(origin["points"], space.holes, points) if origin else []
         stages = self.checked.file.search.stages
         search = Search(self.checked, points[: min([self.total, *(one.after for one in stages)])])
-        recorded = {record.slot: record for record in self.store.trials()}
-        queue = Queue(self.store, (record.queued for record in recorded.values()))
-        racer = self._racer(prior)
-        metrics = self.store.metrics()
-        best = _best(recorded.values())
-        finished = sum(record.state != "running" for record in recorded.values())
-        self.watcher.trial(finished, self.total, best, None)
-        for slot in range(self.total):
-            if search.begin(slot):
-                self.store.bind(search.space.holes)
-            record = recorded.get(slot)
-            if record is not None and record.state != "running":
-                objectives: tuple[float, ...] = ()
-                if record.fitness is not None:
-                    known = metrics.pop(record.number)
-                    racer.note(slot, known["weights"], unpack(known["items"]))
-                    if self._several:
-                        means = {task: one["score"] for task, one in known["tasks"].items()}
-                        objectives = prior.fitness.normalized(means)
-                evaluated = Evaluated(record.values, record.fitness, objectives)
-                search.note(evaluated, record.queued is not None)
-                continue
-            horizon = search.horizon()
-            with self.interrupts.put_off():
-                if record is None:
-                    queued = self._queued(queue, slot, search)
-                    if queued is None and search.over():
-                        break
-                    proposal = queued or Proposal(search.values(slot))
-                    number = self.store.propose(slot, proposal.values, proposal.queued)
-                else:
-                    proposal = Proposal(record.values, record.queued)
-                    number = record.number
-                values = proposal.values
-                started = time.perf_counter()
-                candidate = _Candidate(slot, number, values, horizon)
-                evaluated = self._evaluate(candidate, search.decode, prior.fitness, racer)
-                fitness = evaluated.fitness
-                finished += 1
-                best = max((one for one in (best, fitness) if one is not None), default=None)
-                self.watcher.trial(finished, self.total, best, time.perf_counter() - started)
-                search.note(evaluated, proposal.queued is not None)
+        Trials(
+            self.store,
+            self.checked,
+            self.total,
+            self.workers,
+            self.interrupts,
+            self.watcher,
+            prior.fitness,
+            self._racer(prior),
+            search,
+        ).run()
         return search
-
-    def _queued(self, queue: Queue, slot: int, search: Search) -> Proposal | None:
-        """Return what is first in the queue; the starting points go before it."""
-        if search.starting(slot):
-            return None
-        found, notes = queue.next(search.space, self.checked.tensors)
-        for note in notes:
-            self.watcher.note(note)
-        return found
 
     def _racer(self, prior: Baselines) -> Racer:
         """Return what decides how many items each candidate answers."""
@@ -197,34 +129,3 @@ class Run:
             self._several,
             file.search.seed,
         )
-
-    def _evaluate(
-        self,
-        candidate: _Candidate,
-        decode: Callable[[Values], Recipe],
-        fitness: Fitness,
-        racer: Racer,
-    ) -> Evaluated:
-        values, number = candidate.values, candidate.number
-        try:
-            recipe = decode(values)
-            weights = weights_key(recipe, self.checked.tensors)
-            raced = racer.known(candidate.horizon, weights)
-            if raced is None:
-                raced = racer.race(candidate.horizon).run(self.scorer.candidate(recipe, "search"))
-            value = fitness.of(raced.means)
-        except (CandidateError, InputError) as problem:
-            self.store.finish(number, None, {"error": str(problem)})
-            return Evaluated(values, None)
-        tasks = {
-            name: {"score": raced.means[name], "accuracy": raced.accuracies[name]}
-            for name in raced.scores
-        }
-        found = {"tasks": tasks, "items": pack(raced.scores), "weights": weights}
-        self.store.finish(number, value, found | {"answered": raced.answered})
-        racer.note(candidate.slot, weights, raced.scores)
-        return Evaluated(values, value, fitness.normalized(raced.means) if self._several else ())
-
-
-def _best(records: Iterable[TrialRecord]) -> float | None:
-    return max((one.fitness for one in records if one.fitness is not None), default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 
@@ -19,6 +20,48 @@ from evomerge.models import LiveModel, use_threads
 from evomerge.recipe import Recipe, parse_recipe
 from evomerge.temperature import temperature
 from evomerge.tokenizer_files import Tokenizer
+
+Call = tuple[str, tuple[Any, ...]]  # a method that scores, and its arguments
+
+
+class Scoring(Protocol):
+    """What scores the rows of a report: a `Scorer`, here or elsewhere."""
+
+    tasks: tuple[TaskItems, ...]
+    side_by_side: bool
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """See `Scorer`, as for all of these."""
+        ...
+
+    def fit_temperatures(self) -> dict[str, float]:
+        """Fit the temperatures that the study leaves open, and use them."""
+        ...
+
+    def set_temperatures(self, found: Mapping[str, float]) -> None:
+        """Use temperatures that have been fitted."""
+        ...
+
+    def recipe(self, recipe: Recipe, split: Split, exact: bool) -> TaskScores:
+        """Merge a recipe and score it."""
+        ...
+
+    def model(self, ref: ModelRef, split: Split, exact: bool) -> TaskScores:
+        """Score one of the inputs."""
+        ...
+
+    def ensemble(self, refs: Sequence[ModelRef], split: Split, exact: bool) -> TaskScores:
+        """Score an ensemble of inputs."""
+        ...
+
+    def digest(self, recipe: Recipe) -> str:
+        """Merge a recipe; returns what tells its weights from others."""
+        ...
+
+    def ahead(self, calls: Sequence[Call]) -> None:
+        """Know what scores will be asked for next."""
+        ...
 
 
 class Scorer:
@@ -45,8 +88,7 @@ class Scorer:
         self.tasks = tuple(tasks)
         self._checkpoints = list(checkpoints)
         self._evaluator = Evaluator(tasks, tokenizer)
-        text = first.config.get("text_config", first.config)
-        self._evaluator.check_lengths(text.get("max_position_embeddings"))
+        self._evaluator.check_lengths(first.context)
         self._device = best_device(device)
         self._trust = trust
         self.merger = Merger(
@@ -60,6 +102,18 @@ class Scorer:
         self._resident = self._device.type == "cpu" or self.merger.memory == "device"
         alone = any(getattr(task.kind, "NEEDS_MODULE", False) for task in tasks)
         self.side_by_side = self._resident and not alone  # whether an ensemble can be scored
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What tells the weights of the inputs from others, by reference."""
+        return {str(ref): digest for ref, digest in self.merger.fingerprints.items()}
+
+    @property
+    def device(self) -> str:
+        """Where candidates are merged and run: cpu, or the name of a GPU."""
+        if self._device.type != "cuda":
+            return str(self._device)
+        return torch.cuda.get_device_name(self._device)
 
     @cached_property
     def _candidate(self) -> LiveModel:
@@ -107,6 +161,14 @@ class Scorer:
         """Merge a recipe and score it; raises CandidateError where either is impossible."""
         self.merger.materialize(recipe)
         return _finite(self._evaluator.scores(self._candidate, split, exact))
+
+    def digest(self, recipe: Recipe) -> str:
+        """Merge a recipe; returns what tells its weights from others."""
+        self.merger.materialize(recipe)
+        return self.merger.digest()
+
+    def ahead(self, calls: Sequence[Call]) -> None:
+        """Know what scores will be asked for next: nothing, with one model at a time."""
 
     def model(self, ref: ModelRef, split: Split, exact: bool) -> TaskScores:
         """Score one of the inputs as it is."""

@@ -74,6 +74,7 @@ def own_settings(search: Search, place: Place) -> OptimizerSettings:
             ]
             if owners:
                 what = f"a setting of the optimizer {search.optimizer}"
-                raise place.fail(what, Found(f"{key}, which is one of {' and '.join(owners)}"))
+                found = Found(f"{key}, which is one of {' and '.join(owners)}")
+                raise place.fail(what, found, "take it out, or choose its optimizer")
             raise place.unknown(key, "key", [*Search.model_fields, *settings.model_fields])
     return read_settings(settings, extra, place)

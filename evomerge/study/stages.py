@@ -128,9 +128,13 @@ class Course:
         """Return the recipe of a trial of any stage so far."""
         return self._spaces[frozenset(values)].decode(values)
 
+    def begins(self, slot: int) -> bool:
+        """Return whether the next stage begins with a slot."""
+        return not self.last and self._stages[self.number].after == slot
+
     def begin(self, slot: int, results: Sequence[Result]) -> bool:
         """Go on to the stage that begins with a slot, if one does; `results` are all before it."""
-        if self.last or self._stages[self.number].after != slot:
+        if not self.begins(slot):
             return False
         best = self.best(results)
         change = self._stages[self.number].refinement

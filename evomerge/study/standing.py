@@ -14,6 +14,7 @@ from evomerge.fitness import Fitness, best_of, mean_scores
 from evomerge.study import rows
 from evomerge.study.database import command
 from evomerge.study.item_scores import unpack
+from evomerge.study.sight import WorkerState, workers_now
 from evomerge.study.store import Store, database
 from evomerge.study.tables import ATTRIBUTES, TRIAL_ATTRIBUTES, TRIALS, VALUES
 
@@ -48,15 +49,16 @@ class Standing:
     answered: float | None = None
     phase: str = "trials"  # baselines, trials, final scores or finished
     scored: int = 0  # rows of the report that the baselines or the final scores have
+    workers: tuple[WorkerState, ...] = ()  # those that are processes of their own
 
 
 @dataclass(frozen=True)
 class _News:
-    """What a database has of a study, of the trials those that have ended since the last look."""
+    """What a database has of a study, of the trials those that were not all read before."""
 
     record: Mapping[str, Any]
     finished: bool
-    ended: list[Row[Any]]
+    trials: list[Row[Any]]  # those that run among them, whose metrics are None
     rows: list[str]  # attributes that hold scores of a report's rows
 
 
@@ -70,7 +72,8 @@ class Reader:
         self.name = name
         self._url = url
         self._store: Store | None = None
-        self._last = -1  # the identity of the last trial read: they end in the order of it
+        self._last = -1  # the identity of the last trial before which all have been read, ...
+        self._read: set[int] = set()  # ... and of those behind it, which ended before it
         self._done = self._failed = self._answered = self._items = 0
         self._best: Scored | None = None
         self._baseline: Scored | None = None
@@ -81,11 +84,21 @@ class Reader:
         if self._store is None:
             self._store = Store.open(self.name, self._url)
         news = self._store.look(self._news)
-        record, ended, keys = news.record, news.ended, news.rows
+        record, keys = news.record, news.rows
+        ended = [
+            row
+            for row in news.trials
+            if row.value_json is not None and row.trial_id not in self._read
+        ]
         if ended and self._baseline is None:
             self._read_baselines(self._store, record["study"])
-        for row in ended:
+        for row in sorted(ended, key=lambda row: row.datetime_complete):
             self._note(row)
+        for row in news.trials:
+            if row.value_json is None:
+                break
+            self._last = row.trial_id
+            self._read.discard(row.trial_id)
         if news.finished:
             phase = "finished"
         elif self._done >= record["trials"]:
@@ -104,6 +117,7 @@ class Reader:
             self._answered / (complete * self._items) if complete and self._items else None,
             phase,
             sum(key.endswith(f":{split}") for key in keys),
+            workers_now(self.name),
         )
 
     def unattended(self) -> str | None:
@@ -124,7 +138,7 @@ class Reader:
                 metrics.c.value_json,
             )
             .join(slot, (slot.c.trial_id == TRIALS.c.trial_id) & (slot.c.key == rows.SLOT))
-            .join(
+            .outerjoin(
                 metrics, (metrics.c.trial_id == TRIALS.c.trial_id) & (metrics.c.key == rows.METRICS)
             )
             .outerjoin(VALUES, VALUES.c.trial_id == TRIALS.c.trial_id)
@@ -142,7 +156,7 @@ class Reader:
         )
 
     def _note(self, row: Row[Any]) -> None:
-        self._last = row.trial_id
+        self._read.add(row.trial_id)
         self._done += 1
         self._seconds.append((row.datetime_complete - row.datetime_start).total_seconds())
         if row.value is None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from evomerge.errors import StudyError
 from evomerge.study.database import command, shown
+from evomerge.study.sight import workers_now
 from evomerge.study.store import Store, studies
 
 __all__ = ["none_yet", "status", "status_line", "stored_report", "studies"]
@@ -27,6 +29,7 @@ def status(name: str, url: str | None) -> dict[str, Any]:
         "optimizer": record["optimizer"],
         "finished": store.get("report") is not None,
         "forked_from": None if origin is None else origin["study"],
+        "workers": [asdict(one) for one in workers_now(name)],
     }
 
 

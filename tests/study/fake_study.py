@@ -139,17 +139,16 @@ class FakeScorer:
 
     side_by_side = True
     tasks = ()
+    device = "cpu"
     weights: Mapping[str, str] = {}  # fingerprints of models that are not as ever
 
     def __init__(self, checked: CheckedStudy) -> None:
-        self.merger = self
         self._checked = checked
-        self._last: object = None
 
     @property
-    def fingerprints(self) -> dict[object, str]:
+    def fingerprints(self) -> dict[str, str]:
         refs = self._checked.refs
-        return {ref: self.weights.get(name, "as ever") for name, ref in refs.items()}
+        return {str(ref): self.weights.get(name, "as ever") for name, ref in refs.items()}
 
     def fit_temperatures(self) -> dict[str, float]:
         return {"sums": 0.25}
@@ -157,11 +156,10 @@ class FakeScorer:
     def set_temperatures(self, found: Any) -> None:
         assert found == {"sums": 0.25}
 
-    def materialize(self, recipe: Any) -> None:
-        self._last = recipe.to_mapping()
+    def digest(self, recipe: Any) -> str:
+        return hashlib.sha256(json.dumps(recipe.to_mapping()).encode()).hexdigest()
 
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self._last).encode()).hexdigest()
+    def ahead(self, calls: Any) -> None: ...
 
     def recipe(self, recipe: Any, split: str, exact: bool) -> dict[str, ItemScores]:
         return self._scores(recipe.to_mapping(), split)

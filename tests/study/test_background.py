@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from evomerge.cli import app
 from evomerge.errors import StudyError
 from evomerge.report.html import page
+from evomerge.study.api import Study
 from evomerge.study.background import background
 from evomerge.study.comparison import compare
 from evomerge.study.item_scores import unpack
@@ -83,6 +84,17 @@ def test_studies_on_the_same_items_are_comparable(study: Path) -> None:
     assert (first["trials"], first["total"], first["dimensions"]) == (14, 14, 3)
     assert first["tasks"] == ["sums", "words"]
     assert first["gain"] == stored_report("one", None)["gain"]["baseline"]
+
+
+def test_a_study_that_has_not_run_is_compared_by_its_models_names(study: Path) -> None:
+    fake_study.go_on(study, "one")
+    data = fake_study.mapping()
+    Study.create(study, name="later")
+    study.write_text(json.dumps(data | {"models": {"base": "/m/base", "experts": {"one": "/m/x"}}}))
+    Study.create(study, name="other")
+    assert compare(["one", "later", "other"], None)["differences"] == [
+        "other is not comparable with one: its experts, by which accuracy is normalized, are others"
+    ]
 
 
 def test_studies_on_other_items_are_said_to_be_so(

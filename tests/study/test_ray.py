@@ -1,0 +1,146 @@
+"""Studies on Ray, with real models and processes: whatever dies, the trials are the same.
+
+tests/study/test_workers.py and test_pool.py have the many cases, without Ray. With
+EVOMERGE_EVERY_OPTIMIZER=1 all optimizers are tried here too.
+"""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from evomerge.errors import StudyError
+from evomerge.study.workers import Elsewhere
+from tests.conftest import run_cli
+from tests.study.fake_study import NAMES, contents
+
+pytest.importorskip("ray")
+TRIALS = 40
+EVERY = bool(os.environ.get("EVOMERGE_EVERY_OPTIMIZER"))
+
+
+@pytest.fixture
+def study(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Writes the family's study for an optimizer."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(optimizer: str) -> Path:
+        path = family / "study.yaml"
+        data = yaml.safe_load(path.read_text())
+        own: dict[str, Any] = {"startup_trials": 6, "lag": 4} if optimizer in ("gp", "tpe") else {}
+        data["search"] = {"optimizer": optimizer, "trials": TRIALS, "seed": 0, **own}
+        path.write_text(yaml.safe_dump(data))
+        return path
+
+    return write
+
+
+def started(*words: object) -> subprocess.Popen[bytes]:
+    with Path("driver.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "evomerge", *map(str, words)], stdout=log, stderr=log
+        )
+
+
+def until(process: subprocess.Popen[bytes], ready: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 300
+    while not ready():
+        log = Path("driver.log").read_text()
+        assert process.poll() is None, f"the study ended before {what}: {log}"
+        assert time.monotonic() < deadline, f"{what} took too long: {log}"
+        time.sleep(0.01)
+
+
+def actors(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The workers of a driver that has started Ray itself."""
+    found = []
+    for one in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "ray::Resident" in " ".join(one.cmdline()):
+                found.append(one)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def same(one: str, other: str) -> None:
+    found = [contents(name) for name in (one, other)]
+    for each in found:
+        del each["attributes"]["evomerge:study"]["source"]
+    assert len(found[0]["trials"]) == TRIALS
+    assert found[0] == found[1]
+
+
+def trials() -> int:
+    """How many trials the study has begun."""
+    database = Path("runs/s/study.db")
+    if not database.exists():
+        return 0
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        return int(connection.execute("select count(*) from trials").fetchone()[0])
+
+
+@pytest.mark.parametrize("optimizer", NAMES if EVERY else ["cma_es"])
+def test_workers_and_drivers_are_killed_and_nothing_changes(
+    optimizer: str, study: Callable[[str], Path]
+) -> None:
+    path = study(optimizer)
+    run_cli("search", path, "--name", "alone", cwd=Path.cwd())
+
+    driver = started("search", path, "--name", "s", "--workers", 2)
+    until(driver, lambda: trials() > 5, "two workers died")
+    for one in actors(driver):
+        one.kill()
+    begun = trials()
+    until(driver, lambda: trials() > begun + 3, "the driver died")
+    left = actors(driver)
+    driver.kill()
+    driver.wait()
+    assert left
+    assert not psutil.wait_procs(left, timeout=60)[1]  # they end with their driver
+
+    driver, begun = started("resume", "s", "--workers", 1), trials()
+    until(driver, lambda: trials() > begun + 2, "the driver died again")
+    driver.kill()
+    driver.wait()
+
+    run_cli("resume", "s", "--workers", 4, cwd=Path.cwd())
+    same("s", "alone")
+    logs = [one.read_text() for one in Path("runs/s/workers").glob("*.log")]
+    assert sum("lost: " in one for one in logs) >= 2
+
+
+def test_a_node_of_a_cluster_dies_and_another_joins(study: Callable[[str], Path]) -> None:
+    from ray.cluster_utils import Cluster
+
+    path = study("cma_es")
+    run_cli("search", path, "--name", "alone", cwd=Path.cwd())
+    memory = {"object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
+    try:
+        node = cluster.add_node(num_cpus=1, **memory)
+        driver = started("search", path, "--name", "s", "--ray", cluster.address)
+        until(driver, lambda: trials() > 5, "a node died")
+        cluster.remove_node(node, allow_graceful=False)
+        cluster.add_node(num_cpus=1, **memory)
+        assert driver.wait(300) == 0, Path("driver.log").read_text()
+    finally:
+        cluster.shutdown()
+    same("s", "alone")
+    logs = [one.read_text() for one in Path("runs/s/workers").glob("*.log")]
+    assert len(logs) >= 2
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
+    from evomerge.study.ray_workers import _connect
+
+    with pytest.raises(StudyError, match=r"cannot use Ray on 127.0.0.1:1: .*refused"):
+        _connect(Elsewhere(address="127.0.0.1:1"))
