@@ -27,6 +27,7 @@ _POLL_SECONDS = 2.0  # … that another process runs
 _LINE_SECONDS = 30.0  # between two lines of a log, …
 _LINE_SHARE = 10  # … unless a tenth of the trials has been done since
 _BAR = 14  # columns
+_FEW_WORKERS = 8  # of which each has a line
 _LABEL = 9  # columns at least; more than a third of the terminal's only where these are
 _OTHER_LINES = 8  # of a frame beside those of the stages and the tasks, at most
 _WORDS = {
@@ -163,13 +164,24 @@ class Bars:
 
 
 def watch(reader: Reader, once: bool) -> None:
-    """Show on stdout how far a study is, until it is finished; `once` shows it and returns."""
+    """Show on stdout how far a study is, until it is finished; `once` shows it and returns.
+
+    A server that goes away meanwhile is asked again until it is back.
+    """
+    from evomerge.study.failures import DatabaseAwayError
+
+    standing = None
     with Bars(watching=True) as bars:
         while True:
-            standing = reader.read()
-            notes = {"now": _WORDS.get(standing.phase, "").format(standing.scored)}
-            if standing.phase != "finished":
-                notes["note"] = reader.unattended() or ""
+            try:
+                standing = reader.read()
+                notes = {"now": _WORDS.get(standing.phase, "").format(standing.scored)}
+                if standing.phase != "finished":
+                    notes["note"] = reader.unattended() or ""
+            except DatabaseAwayError as away:
+                if once or standing is None:
+                    raise
+                notes = {"note": f"the database is away ({away.reason}); trying again"}
             notes = {label: text for label, text in notes.items() if text}
             if once:
                 bars.once(standing, notes)
@@ -209,6 +221,7 @@ def _add_standing(rows: Table, standing: Standing, most: int) -> None:
     rows.add_row("trials", _bar(standing.done, standing.total, failed))
     if standing.seconds is not None:
         rows.add_row("time", Text(", ".join(_times(standing))))
+    _add_workers(rows, standing)
     if standing.answered is not None and standing.answered < 1:
         rows.add_row("items", Text(f"{standing.answered:.0%} answered, the others estimated"))
     best, base = standing.best, standing.baseline
@@ -227,6 +240,25 @@ def _add_standing(rows: Table, standing: Standing, most: int) -> None:
         rows.add_row("", f"… and {len(tasks) - len(listed)} tasks more")
 
 
+def _add_workers(rows: Table, standing: Standing) -> None:
+    """Add a row of all workers, and of each where they are few."""
+    if not standing.workers:
+        return
+    rows.add_row("workers", Text(_workers(standing)))
+    for one in standing.workers if len(standing.workers) <= _FEW_WORKERS else ():
+        speed = "" if one.seconds is None else f", {one.seconds:.2f} s each, {one.idle:.0%} idle"
+        where = f"{one.node} {one.device}".strip()
+        rows.add_row(f"  {one.number}", Text(f"{one.state}{speed} {where}".rstrip()))
+
+
+def _workers(standing: Standing) -> str:
+    states = [one.state for one in standing.workers]
+    parts = [f"{states.count(state)} {state}" for state in ("busy", "idle", "loading")]
+    idle = [one.idle for one in standing.workers if one.done]
+    parts = [part for part in parts if not part.startswith("0 ")]
+    return ", ".join([*parts, f"{sum(idle) / len(idle):.0%} of the time idle"] if idle else parts)
+
+
 def _facts(standing: Standing) -> list[str]:
     """Return how far a study is as parts of a line."""
     best, base = standing.best, standing.baseline
@@ -236,6 +268,7 @@ def _facts(standing: Standing) -> list[str]:
     parts += [f"baseline {base.fitness:.4f} {base.name}"] if base else []
     parts += [f"{task} {score:.4f}" for task, score in (best.tasks if best else {}).items()]
     parts += _times(standing)
+    parts += [f"workers: {_workers(standing)}"] if standing.workers else []
     if standing.answered is not None and standing.answered < 1:
         parts.append(f"{standing.answered:.0%} of the items answered")
     return parts
@@ -244,9 +277,10 @@ def _facts(standing: Standing) -> list[str]:
 def _times(standing: Standing) -> list[str]:
     if standing.seconds is None:
         return []
+    at_once = max(1, sum(one.state == "busy" for one in standing.workers))
     speed = f"{standing.seconds:.2f} s/trial"
     if standing.phase != "trials" or standing.done >= standing.total:
         return [speed]
-    left = round(standing.seconds * (standing.total - standing.done))
+    left = round(standing.seconds * (standing.total - standing.done) / at_once)
     minutes = f"{left // 60}" if left < 3600 else f"{left // 3600}:{left % 3600 // 60:02d}"
     return [speed, f"{minutes}:{left % 60:02d} left"]

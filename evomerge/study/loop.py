@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 from evomerge.compatibility import differences
+from evomerge.devices import best_device
 from evomerge.errors import Place, StudyError, StudyFileError
 from evomerge.merger.inputs import Memory
 from evomerge.study import changes
@@ -17,8 +18,9 @@ from evomerge.study.file import CheckedStudy, StudyFile, check_study, load_study
 from evomerge.study.finalists import best_trials
 from evomerge.study.interrupts import Interrupts
 from evomerge.study.run import Run, Watcher
-from evomerge.study.scorer import Scorer
+from evomerge.study.scorer import Scorer, Scoring
 from evomerge.study.store import Store, only_writer, studies
+from evomerge.study.workers import Elsewhere, OneWorker, Workers
 
 
 class Machine(TypedDict, total=False):
@@ -27,6 +29,7 @@ class Machine(TypedDict, total=False):
     device: str | None
     memory: Memory
     trust: bool  # let the checkpoints' own code run
+    elsewhere: Elsewhere | None  # workers that are processes of their own
 
 
 def default_name(path: Path) -> str:
@@ -97,13 +100,17 @@ def _launch(
 ) -> dict[str, Any]:
     changes.refuse_existing(name, url, file)
     checked = check_study(file, machine.get("trust", False))
-    with only_writer(name, url) as check:
+    if machine.get("elsewhere") is None:
+        best_device(machine.get("device"))  # before anything is written
+    with only_writer(name, url, watcher.note) as writer:
         changes.refuse_existing(name, url, file)
-        scorer = _scorer(checked, watcher, machine)
         record = {**changes.record(checked, source), "origin": origin}
-        with contextlib.closing(Store.create(name, url, record, check)) as store:
-            changes.check_weights(name, url, store, _weights(scorer))
-            return _run(store, checked, scorer, record, interrupts, watcher)
+        with (
+            _staff(name, url, checked, record, watcher, machine) as staff,
+            contextlib.closing(Store.create(name, url, record, writer)) as store,
+        ):
+            changes.check_weights(name, url, store, staff.scorer.fingerprints)
+            return _run(store, checked, staff, record, interrupts, watcher)
 
 
 def create(
@@ -112,10 +119,10 @@ def create(
     """Record a study that is to be run later; loads no weights."""
     changes.refuse_existing(name, url, file)
     checked = check_study(file, trust)
-    with only_writer(name, url) as check:
+    with only_writer(name, url) as writer:
         changes.refuse_existing(name, url, file)
         record = {**changes.record(checked, source), "origin": None}
-        Store.create(name, url, record, check).close()
+        Store.create(name, url, record, writer).close()
 
 
 def resume(
@@ -143,8 +150,8 @@ def resume(
     with _interruptible(name, url, watcher) as interrupts:
         Store.open(name, url)  # before the lock, which would make a folder for any name
         with (
-            only_writer(name, url) as check,
-            contextlib.closing(Store.open(name, url, check)) as store,
+            only_writer(name, url, watcher.note) as writer,
+            contextlib.closing(Store.open(name, url, writer)) as store,
         ):
             record = store.get("study")
             note = changes.refuse_changed_file(name, url, record)
@@ -157,13 +164,13 @@ def resume(
             total = _total(name, store, record, trials, watcher)
             if note is not None and trials is None:
                 watcher.note(note)
-            scorer = _scorer(checked, watcher, machine)
-            changes.check_weights(name, url, store, _weights(scorer))
-            if total != record["trials"]:
-                store.set("report", None)  # until the study of another length has its own
-                record = {**record, "trials": total}
-                store.set("study", record)
-            return _run(store, checked, scorer, record, interrupts, watcher)
+            with _staff(name, url, checked, record, watcher, machine) as staff:
+                changes.check_weights(name, url, store, staff.scorer.fingerprints)
+                if total != record["trials"]:
+                    store.set("report", None)  # until the study of another length has its own
+                    record = {**record, "trials": total}
+                    store.set("study", record)
+                return _run(store, checked, staff, record, interrupts, watcher)
 
 
 def _total(
@@ -175,7 +182,10 @@ def _total(
         return trials or before
     done = sum(store.summary().count.values())
     if trials < done:
-        raise StudyError(f"expected a total of at least the {done} trials done, got {trials}")
+        raise StudyError(
+            f"expected a total of at least the {done} trials done, got {trials}; "
+            "give more, or leave --trials out"
+        )
     watcher.note(f"{name} ends after {trials} trials, not {before}, unless --trials asks for more")
     return trials
 
@@ -191,40 +201,84 @@ def _interruptible(name: str, url: str | None, watcher: Watcher) -> Iterator[Int
     try:
         with interrupts.caught():
             yield interrupts
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if stop.args:  # it says how already
+            raise
         how = ""
         with contextlib.suppress(StudyError):  # a database that cannot be asked
             how = f"; go on with {command('resume', name, url)}" if name in studies(url) else ""
         raise KeyboardInterrupt(f"stopped{how}") from None
 
 
-def _scorer(checked: CheckedStudy, watcher: Watcher, machine: Machine) -> Scorer:
+def _tell(checked: CheckedStudy, watcher: Watcher) -> None:
+    """Say what is worth knowing of models and items before they are loaded."""
     for difference in differences(checked.checkpoints):
         watcher.note(difference)
     for task in checked.tasks:
         for note in task.notes:
             watcher.note(note)
+
+
+def _scorer(checked: CheckedStudy, watcher: Watcher, machine: Machine) -> Scorer:
+    _tell(checked, watcher)
     return Scorer(
         checked.checkpoints,
         checked.tasks,
         checked.tokenizer,
         result_dtype=checked.space.result_dtype,
         progress=watcher.stage,
-        **machine,
+        device=machine.get("device"),
+        memory=machine.get("memory", "auto"),
+        trust=machine.get("trust", False),
     )
 
 
-def _weights(scorer: Scorer) -> dict[str, str]:
-    return {str(ref): digest for ref, digest in scorer.merger.fingerprints.items()}
+class _Staff(NamedTuple):
+    """Who scores what a study asks for beside its trials, and who evaluates these."""
+
+    scorer: Scoring
+    workers: Workers
+
+
+@contextlib.contextmanager
+def _staff(
+    name: str,
+    url: str | None,
+    checked: CheckedStudy,
+    record: Mapping[str, Any],
+    watcher: Watcher,
+    machine: Machine,
+) -> Iterator[_Staff]:
+    """Load the models, in this process or in workers that end with the block."""
+    elsewhere = machine.get("elsewhere")
+    if elsewhere is None:
+        scorer = _scorer(checked, watcher, machine)
+        yield _Staff(scorer, OneWorker(scorer))
+        return
+    from evomerge.study import resident
+    from evomerge.study.ray_workers import crew
+
+    _tell(checked, watcher)
+    study = resident.Study(
+        name,
+        url,
+        record,
+        machine.get("device"),
+        machine.get("memory", "auto"),
+        machine.get("trust", False),
+    )
+    with crew(study, checked.tasks, elsewhere, watcher, resident.open_scorer) as found:
+        yield _Staff(found, found)
 
 
 def _run(
     store: Store,
     checked: CheckedStudy,
-    scorer: Scorer,
+    staff: _Staff,
     record: Mapping[str, Any],
     interrupts: Interrupts,
     watcher: Watcher,
 ) -> dict[str, Any]:
     store.bind(checked.space.holes)
-    return Run(store, checked, record, scorer, interrupts, watcher).all()
+    scorer, workers = staff
+    return Run(store, checked, record, scorer, workers, interrupts, watcher).all()

@@ -205,7 +205,9 @@ def test_a_shorter_total_is_said_and_can_be_undone(fake: Path) -> None:
 
     with pytest.raises(Stop):
         loop.search(fake, "s", trials=None, seed=None, url=None, watcher=Stopping())
-    assert refusal(trials=5) == "expected a total of at least the 6 trials done, got 5"
+    assert refusal(trials=5) == (
+        "expected a total of at least the 6 trials done, got 5; give more, or leave --trials out"
+    )
     note = "s ends after 9 trials, not 14, unless --trials asks for more"
     assert resume(trials=9).notes == [note]
     assert len(contents("s")["trials"]) == 9

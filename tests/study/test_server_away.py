@@ -5,17 +5,22 @@ import os
 import random
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import OperationalError
+from typer.testing import CliRunner
 
+from evomerge import cli, progress
 from evomerge.errors import StudyError
 from evomerge.study import failures, loop, writer
+from evomerge.study.api import Study
 from evomerge.study.database import command
 from evomerge.study.failures import DatabaseAwayError
 from evomerge.study.standing import Reader
@@ -401,6 +406,29 @@ def test_what_passes(code: str, waits: bool) -> None:
     engine = create_engine("postgresql+psycopg://me@nowhere/db")
     problem = OperationalError("COMMIT", None, psycopg.errors.lookup(code)("why"))
     assert failures.passes(problem, engine) == waits
+
+
+def test_watching_goes_on(
+    study: Path, own: Server, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Study.create(study, name="s", storage=url)
+    steps = [lambda: own.stop("fast"), own.start, lambda: go_on(study, "s", url)]
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0)
+    waiting = SimpleNamespace(
+        sleep=lambda seconds: steps.pop(0)(), monotonic=time.monotonic, strftime=time.strftime
+    )
+    monkeypatch.setattr(progress, "time", waiting)
+    found = CliRunner().invoke(cli.app, ["watch", "s", "--storage", url])
+    assert found.exit_code == 0, found.output
+    first, second, third, last = found.stdout.splitlines()
+    assert "nobody is running it" in first
+    assert "the database is away (" in second
+    assert "nobody is running it" in third
+    assert "trials 14/14" in last
+    own.stop("fast")
+    again = CliRunner().invoke(cli.app, ["watch", "s", "--storage", url])
+    own.start()
+    assert isinstance(again.exception, DatabaseAwayError)
 
 
 def test_readers_do_not_wait_but_can_go_on(study: Path, own: Server, url: str) -> None:
