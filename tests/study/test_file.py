@@ -78,7 +78,7 @@ def test_parts_that_may_be_left_out(folder: Path) -> None:
             {"population": 8, "objectives": "tasks"},
             {"population": 8, "crossover": 0.9, "mutation": None},
         ),
-        ("tpe", {"startup_trials": 3}, {"startup_trials": 3, "multivariate": True}),
+        ("tpe", {"startup_trials": 3}, {"startup_trials": 3, "multivariate": True, "lag": 1}),
         ("random_search", {}, {}),
     ],
 )
