@@ -21,7 +21,7 @@ from evomerge.proxy_tasks import ItemScores
 from evomerge.rivals import Objectives, Rivals, flat
 
 _GROWTH = 2  # from one rung to the next
-_LAST_SHARE = 4  # the last rung before all items has at most one in so many of them
+_LAST_SHARE = 2  # the last rung before all items has at most one in so many of them
 _EVERY = 20  # of so many slots, one has a candidate that answers all items
 _RECENT = 28  # candidates whose spread tells how exact an estimate has to be
 _ROWS = 60  # of the candidates that have answered all items, the best so many count, ...

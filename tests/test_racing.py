@@ -89,7 +89,7 @@ def test_the_best_so_far_answers_every_item_once() -> None:
     rows = family(24, tasks=2)
     model = Model(shifted(best(rows), 0.05))
     raced = run(racer(rows[:12], rows[12:]), model)
-    assert [len(places["a"]) for places in model.put] == [8, 8, 48]
+    assert [len(places["a"]) for places in model.put] == [8, 8, 16, 32]
     for task in "ab":
         assert sorted(place for places in model.put for place in places[task]) == list(range(SIZE))
         assert raced.scores[task].score.tolist() == model.scores[task].score.tolist()
@@ -214,7 +214,7 @@ def test_with_several_objectives_only_the_dominated_are_stopped() -> None:
         (12, 12, None),  # by choice
         (12, 0, RACING),  # nothing to be held against
         (2, 3, RACING),  # too few to estimate from
-        (12, 12, Racing.model_validate({"first": 17})),  # more than a fourth
+        (12, 12, Racing.model_validate({"first": 33})),  # more than half
     ],
 )
 def test_everything_is_answered_where_nothing_could_be_told(
