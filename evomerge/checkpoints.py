@@ -18,7 +18,7 @@ from evomerge.adapter_reader import CONFIG, open_adapter
 from evomerge.adapters import Adapter
 from evomerge.errors import CheckpointError, Found, Place, first_line
 from evomerge.files import beside, exists
-from evomerge.headers import FLOATING, TensorInfo, read_json
+from evomerge.headers import FLOATING, TensorInfo, context, read_json
 from evomerge.tensor_files import (
     INDEX,
     PICKLED,
@@ -146,9 +146,8 @@ class Checkpoint:
 
     @property
     def context(self) -> int | None:
-        """The most tokens that the model takes at once; None where its configuration is silent."""
-        text: dict[str, Any] = self.config.get("text_config", self.config)
-        return text.get("max_position_embeddings")
+        """See `headers.context`."""
+        return context(self.config)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield tensors one by one in their storage dtype, each file opened once.

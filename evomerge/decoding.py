@@ -26,6 +26,7 @@ from evomerge.language_model import LanguageModel, Past
 __all__ = ["Forced", "Integers", "TokenSequence", "greedy", "teacher_force"]
 
 _CHUNK = 1 << 24  # elements of logits in float32 at a time: 64 MiB
+_KEPT = 1 << 21  # tokens of a plan that is kept
 
 Floats = npt.NDArray[np.float32]
 
@@ -90,7 +91,9 @@ def teacher_force(model: LanguageModel, sequences: Sequence[TokenSequence]) -> F
 
 def _forced(model: LanguageModel, sequences: Sequence[TokenSequence], budget: Budget) -> Forced:
     def run(share: bool) -> Forced:
-        plan = batches.kept_plan(tuple(sequences), model.device, model.vocabulary, budget, share)
+        few = sum(len(one.ids) for one in sequences) <= _KEPT
+        make = batches.kept_plan if few else batches.plan
+        plan = make(tuple(sequences), model.device, model.vocabulary, budget, share)
         _check_context(model, plan.longest)
         _check_tokens(model, plan.largest)
         first, second, third = (part[plan.order] for part in _run(model, plan.root))

@@ -20,9 +20,10 @@ def best_device(name: str | None) -> torch.device:
         ) from None
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as problem:
+    except (RuntimeError, AssertionError, ImportError) as problem:
+        reason = first_line(problem).partition(". ")[0][:160]
         raise CheckpointError(
             f"expected a device of this machine, got {name!r}, which PyTorch cannot use here "
-            f"({first_line(problem)}); {hint}"
+            f"({reason}); {hint}"
         ) from None
     return device

@@ -21,7 +21,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 # As PyTorch puts it, and calls its error.
-_NO_ROOM = ("out of memory", "not enough memory", "can't allocate memory", "OutOfMemoryError")
+_NO_ROOM = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "OutOfMemoryError",
+    "ALLOC_FAILED",
+)
 
 
 class EvomergeError(Exception):

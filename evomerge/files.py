@@ -94,7 +94,11 @@ def beside(path: Path) -> str:
     """Return what to do about a path at which there is nothing: the nearest name beside it."""
     try:
         with os.scandir(path.parent) as entries:
-            names = sorted(entry.name for entry in itertools.islice(entries, _MOST_BESIDE))
+            names = sorted(
+                entry.name
+                for entry in itertools.islice(entries, _MOST_BESIDE)
+                if entry.name != path.name
+            )
     except (OSError, ValueError):
         return "check the path"
     found = nearest(path.name, names, _ALIKE)
@@ -115,7 +119,7 @@ def load_yaml(path: Path, error: type[InputError]) -> object:
 
 
 def _unlike(problem: yaml.MarkedYAMLError) -> str:
-    text = (problem.problem or "an error").removeprefix("found ")
+    text = (problem.problem or "an error").removeprefix("but ").removeprefix("found ")
     for name, words in _TOKENS.items():
         text = text.replace(name, words)
     found = _UNLIKE.fullmatch(text)
@@ -125,6 +129,8 @@ def _unlike(problem: yaml.MarkedYAMLError) -> str:
 def _advice(problem: yaml.MarkedYAMLError) -> str:
     if isinstance(problem, yaml.constructor.ConstructorError):
         return "; give each key once, and plain values"
+    if isinstance(problem, yaml.composer.ComposerError):
+        return "; keep one document, and put a text that begins with * or & into quotes"
     return "; check brackets, quotes and indentation (spaces, no tabs) there and above"
 
 
@@ -163,13 +169,10 @@ def unwritten(path: Path, problem: OSError) -> str:
     """Return why something could not be written at `path`, and what to do."""
     hint = "free some space, or write to another disk" if problem.errno in _FULL else ""
     reason = problem.strerror or str(problem)
-    if isinstance(problem, FileExistsError | NotADirectoryError):
-        reason, hint = f"{_in_the_way(path)} is a file, not a folder", "choose another place"
+    way = next((one for one in (path, *path.parents) if exists(one) and not one.is_dir()), None)
+    if way is not None and isinstance(problem, FileExistsError | NotADirectoryError):
+        reason, hint = f"{way} is a file, not a folder", "choose another place"
     return f"cannot write {path}: {reason}; {hint or 'choose a place where you may write'}"
-
-
-def _in_the_way(path: Path) -> Path:
-    return next((one for one in path.parents if exists(one) and not one.is_dir()), path)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

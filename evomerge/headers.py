@@ -6,6 +6,7 @@ import json
 import math
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -163,3 +164,21 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {ascii(name)[:80]} twice")
         found[name] = value
     return found
+
+
+def context(config: Mapping[str, Any]) -> int | None:
+    """Return the most tokens that a model of a configuration takes at once; None if it is silent.
+
+    With the rope of "longrope" models it is what its short factors cover: a longer sequence changes
+    the positions of all that are run beside it.
+    """
+    text = config.get("text_config")
+    text = text if isinstance(text, Mapping) else config
+    ropes = (text, text.get("rope_scaling"), text.get("rope_parameters"))
+    names = ["max_position_embeddings", "n_positions"]
+    if any(isinstance(one, Mapping) and "longrope" in one.values() for one in ropes):
+        names.insert(0, "original_max_position_embeddings")
+    known = [
+        one[name] for name in names for one in ropes if isinstance(one, Mapping) and name in one
+    ]
+    return known[0] if known and type(known[0]) is int else None

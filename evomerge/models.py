@@ -48,26 +48,27 @@ class LiveModel:
         _prove_bound(model, tensors, folder)
         self._model = model.to(device).eval()
         text = config.get_text_config()
-        self.context: int | None = _positions(model) or getattr(
-            text, "max_position_embeddings", None
-        )
+        longest: int | None = getattr(text, "max_position_embeddings", None)
+        self.context = _positions(model) or longest
         self._pad: int | None = getattr(text, "pad_token_id", None)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
-        self._takes_cache = "past_key_values" in accepted
-        self._remembers = {False, True} if self._takes_cache else set()
         self._takes_types = "token_type_ids" in accepted
         labels = config.id2label if _is_classifier(model_class.__name__) else {}
         self.labels: tuple[str, ...] = tuple(str(labels[index]) for index in sorted(labels))
-        end = getattr(
-            text, "eos_token_id", None
-        )  # without which an encoder-decoder classifies nothing
+        self._takes_cache = "past_key_values" in accepted and not labels
+        # Without an end, an encoder-decoder classifies nothing.
+        end = getattr(text, "eos_token_id", None)
         one = torch.full((1, 1), end if isinstance(end, int) else 0, device=device)
         try:
             found = self.classes(one, torch.ones_like(one)) if labels else self.logits(one, 1)
+            with torch.inference_mode():
+                if self._takes_cache:  # some give none back
+                    self._takes_cache = "past_key_values" in self._run(one, 1, use_cache=True)
         except Exception as problem:
             raise _unfit(model_class, folder, problem) from None
+        self._remembers = {False, True} if self._takes_cache else set()
         rows = model.get_input_embeddings() if labels else None  # type: ignore[operator]
         self.vocabulary: int = found.shape[-1] if rows is None else rows.weight.shape[0]
 

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from evomerge import headers
 from evomerge.errors import CheckpointError
 from evomerge.headers import BITS, read_header, read_json
 
@@ -164,3 +165,36 @@ def test_opening_imports_no_torch(tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({}, None),
+        ({"max_position_embeddings": 2048}, 2048),
+        ({"n_positions": 1024}, 1024),
+        ({"max_position_embeddings": "2048"}, None),
+        ({"text_config": None, "max_position_embeddings": 64}, 64),
+        ({"text_config": {"max_position_embeddings": 32}, "max_position_embeddings": 64}, 32),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "original_max_position_embeddings": 4096,
+                "rope_scaling": {"type": "longrope"},
+            },
+            4096,
+        ),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "original_max_position_embeddings": 4096,
+                },
+            },
+            4096,
+        ),
+    ],
+)
+def test_the_context_that_a_configuration_tells(config: dict[str, Any], longest: int) -> None:
+    assert headers.context(config) == longest

@@ -38,10 +38,10 @@ def main() -> None:
     except (MemoryError, RuntimeError) as problem:
         if not out_of_memory(problem):
             raise
-        _end(
-            f"memory does not suffice ({first_line(problem)[:160]}); free some, or say where the "
-            "input models may lie instead: --memory host or disk"
-        )
+        hint = "use a machine with more"
+        if {"search", "resume", "evaluate", "inspect"} & set(sys.argv[1:]):
+            hint = "say where the input models may lie instead: --memory host or disk"
+        _end(f"memory does not suffice ({first_line(problem)[:160]}); free some, or {hint}")
 
 
 def _end(sentence: str) -> NoReturn:

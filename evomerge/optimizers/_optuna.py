@@ -6,8 +6,9 @@ An in-memory study holds the points told so far; every slot is asked of a new sa
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,8 @@ class ReplayedSampler:
             self._run(values)
         state = np.random.SeedSequence([self._seed, slot]).generate_state(1)
         self._study.sampler = self._make_sampler(int(state[0]))
-        asked = self._study.ask(self._distributions)
+        with _one_thread():
+            asked = self._study.ask(self._distributions)
         self._study.tell(asked, state=TrialState.FAIL)
         return {hole.name: _tidy(hole, asked.params[hole.name]) for hole in self._genome.holes}
 
@@ -138,3 +140,16 @@ def _tidy(hole: Hole, value: Any) -> Any:
     """Return the value on the hole's grid to the last bit, which the merger's tables ask for."""
     on_grid = hole.kind == "float" and hole.step is not None
     return snap(value, hole.low, hole.high, hole.step) if on_grid else value
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch have one thread, else the last bits of a model are the machine's."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from evomerge.errors import StudyError
+from evomerge.study.database import command
 from evomerge.study.resident import Loaded, Reply, Study
 from evomerge.study.scorer import Scorer
 from evomerge.study.sight import Sight, WorkerState
@@ -212,6 +213,8 @@ class Pool:
             return
         now, task = time.monotonic(), worker.task
         worker.call = worker.task = None
+        if task is None and worker.loaded is not None:
+            return  # it has been asked whether it is there
         worker.node = reply.node
         problem = reply.problem or (reply.failure if task is None else None)
         if problem is not None:
@@ -253,12 +256,18 @@ class Pool:
     def _lose(self, worker: _Worker, reason: str) -> None:
         """Replace a worker, and let another do its work."""
         self._workers.remove(worker)
-        self._looked = -_LOOK
+        if worker.loaded:  # one that cannot load is replaced at the next look
+            self._looked = -_LOOK
         self._sight.log(worker.number, f"lost: {reason}")
+        for one in self._workers:
+            if self._idle(one):  # it may have gone with the other, which only a call shows
+                one.since = time.monotonic()
+                one.call = self._fleet.call(one.itself, "here")
         task = worker.task
         if task is None:
             self._unborn += worker.loaded is None
-            if self._unborn > _TRIES:
+            nobody = not any(one.loaded for one in self._workers)
+            if nobody and self._unborn > max(_TRIES, self.size):
                 raise StudyError(
                     f"{self._unborn} workers in a row were lost while they loaded the models; "
                     f"the last one: {reason}"
@@ -268,7 +277,7 @@ class Pool:
         if task.losses > _TRIES:
             raise StudyError(
                 f"{task.what} has lost {task.losses} workers, the last one: {reason}; once that "
-                "is mended, go on with evomerge resume"
+                f"is mended, go on with {command('resume', self._study.name, self._study.url)}"
             )
         where = f" on {worker.node}" if worker.node else ""
         self._watcher.note(
@@ -285,6 +294,6 @@ class Pool:
             limit = max(_LEAST, _TIMES * self._longest)
         now = time.monotonic()
         for one in list(self._workers):
-            if one.task is not None and now - one.since > limit:
+            if one.loaded and one.call is not None and now - one.since > limit:
                 self._fleet.stop(one.itself)
                 self._lose(one, f"no answer for {limit:.0f} s")

@@ -124,8 +124,14 @@ class RayFleet:
         gpus = elsewhere.gpus
         if device is not None and device not in ("cpu", "cuda"):
             raise StudyError(f"expected --device cpu or cuda with workers, got {device}")
+        there = ray.cluster_resources().get("GPU", 0)
         if gpus is None:
-            gpus = 1.0 if device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0.0
+            gpus = 1.0 if device != "cpu" and there else 0.0
+        elif elsewhere.address is None and not there:
+            raise StudyError(
+                f"expected a GPU on this machine with --gpus-per-worker {gpus:g}, got none; "
+                "leave it out"
+            )
         self._gpus = gpus
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)
         self._actor: Any = remote(Resident)
@@ -138,9 +144,10 @@ class RayFleet:
     def room(self) -> int:
         """Return how many workers all machines of the cluster have room for."""
         whole = ray.cluster_resources()
+        cores = int(whole.get("CPU", 0))
         if not self._gpus:
-            return int(whole.get("CPU", 0))
-        return int(whole.get("GPU", 0) / self._gpus + 1e-9)
+            return cores
+        return min(cores, int(whole.get("GPU", 0)) * int(1 / self._gpus + 1e-9))
 
     def start(self) -> Any:
         """Start an actor, which waits for room."""

@@ -96,6 +96,10 @@ class Resident:
 
         return _reply(load)
 
+    def here(self) -> Reply:
+        """Answer, which shows that it is there."""
+        return _reply(lambda: None)
+
     def call(
         self, temperatures: Mapping[str, float] | None, method: str, arguments: tuple[Any, ...]
     ) -> Reply:

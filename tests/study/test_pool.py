@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -162,6 +163,50 @@ def test_workers_that_are_lost_while_they_load_end_the_study(
     words = "4 workers in a row were lost while they loaded the models; the last one: killed"
     with pytest.raises(StudyError, match=words):
         run(fake, "s", Processes())
+
+
+class Machines(Processes):
+    """Twelve workers, the first eight on a machine that can go."""
+
+    def __init__(self, gone: bool = False) -> None:
+        super().__init__(room=12)
+        self.gone = gone
+
+    def reply(self, call: int) -> Reply:
+        if self.gone and self.answers[call][0].number < 8:
+            raise LostError("the machine has gone")
+        return super().reply(call)
+
+
+def staffed(fleet: Machines, name: str, watcher: Silent) -> Pool:
+    study = Study(name, None, {}, "cpu", "auto", trust=False)
+    scorer: Any = SimpleNamespace(device="cpu", side_by_side=True, fingerprints={}, digest=str)
+    return Pool(fleet, lambda study: scorer, study, Elsewhere(workers=12), Sight(name), watcher)
+
+
+def test_a_machine_that_goes_while_its_workers_are_idle_costs_a_trial_one_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fleet, told = Machines(), Silent()
+    workers = staffed(fleet, "s", told)
+    workers.first()
+    while not all(one.loaded for one in workers._workers):
+        workers.turn()
+    fleet.gone = True
+    workers.submit(5, "the trial of slot 5", "digest", (5,))
+    while 5 not in workers.done:
+        workers.turn()
+    assert [one for one in told.notes if "was lost" in one] == [
+        next(one for one in told.notes if "another does the trial of slot 5 again" in one)
+    ]
+
+
+def test_workers_that_are_lost_while_others_load_are_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert staffed(Machines(gone=True), "s", Silent()).first().process > 0
 
 
 def test_a_worker_that_hangs_is_given_up(
