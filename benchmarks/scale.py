@@ -113,16 +113,7 @@ def own_trials(optimizer: str, workers: int) -> int:
 def study_file(folder: Path, optimizer: str, workers: int) -> tuple[Path, int]:
     """Write a study of 14 dimensions; returns its path and its starting points."""
     data = fake_study.mapping("cma_es")
-    weight = {"product": [{"range": [0, 1.5], "init": 0.4}, "depth"]}
-    data["space"] = {
-        "merge_method": "task_arithmetic",
-        "base_model": "base",
-        "models": [{"each": "experts", "parameters": {"weight": weight}}],
-        "parameters": {"normalize": False, "lambda": 1},
-        "holes": {
-            "depth": {"curve": 6, "over": ["attention", "mlp"], "range": [0.3, 2], "init": 1}
-        },
-    }
+    data["space"] = fake_study.curve(6)
     own = {"population": POPULATION} if optimizer == "cma_es" else {"lag": workers + workers // 8}
     starts = 3
     data["search"] = {

@@ -77,21 +77,7 @@ class Clock(fake_study.Silent):
 
 def study_file(folder: Path, dimensions: int, trials: int) -> Path:
     data = fake_study.mapping("cma_es")
-    weight = {"product": [{"range": [0, 1.5], "init": 0.4}, "depth"]}
-    data["space"] = {
-        "merge_method": "task_arithmetic",
-        "base_model": "base",
-        "models": [{"each": "experts", "parameters": {"weight": weight}}],
-        "parameters": {"normalize": False, "lambda": 1},
-        "holes": {
-            "depth": {
-                "curve": KNOTS[dimensions],
-                "over": ["attention", "mlp"],
-                "range": [0.3, 2],
-                "init": 1,
-            }
-        },
-    }
+    data["space"] = fake_study.curve(KNOTS[dimensions])
     data["search"] |= {"trials": trials, "racing": True}
     return fake_study.write_study(folder, data)
 

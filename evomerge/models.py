@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from evomerge.errors import CheckpointError, DataError, first_line
 from evomerge.headers import read_json
 from evomerge.language_model import Past
 from evomerge.tokenizer_files import Tokenizer, brings_code, read_tokenizer, untrusted
-
-_SMALL = 20_000_000  # parameters; below, more threads cost more than they bring
 
 
 class LiveModel:
@@ -62,15 +59,20 @@ class LiveModel:
         end = getattr(text, "eos_token_id", None)
         one = torch.full((1, 1), end if isinstance(end, int) else 0, device=device)
         try:
-            found = self.classes(one, torch.ones_like(one)) if labels else self.logits(one, 1)
-            with torch.inference_mode():
-                if self._takes_cache:  # some give none back
-                    self._takes_cache = "past_key_values" in self._run(one, 1, use_cache=True)
+            found = self.classes(one, torch.ones_like(one)) if labels else self._probed(one)
         except Exception as problem:
             raise _unfit(model_class, folder, problem) from None
         self._remembers = {False, True} if self._takes_cache else set()
         rows = model.get_input_embeddings() if labels else None  # type: ignore[operator]
         self.vocabulary: int = found.shape[-1] if rows is None else rows.weight.shape[0]
+
+    @torch.inference_mode()
+    def _probed(self, one: torch.Tensor) -> torch.Tensor:
+        """Return the logits of a token; a cache is given only where one comes back."""
+        result = self._run(one, 1, **({"use_cache": True} if self._takes_cache else {}))
+        self._takes_cache = self._takes_cache and "past_key_values" in result
+        found: torch.Tensor = result.logits
+        return found
 
     @property
     def module(self) -> torch.nn.Module:
@@ -217,15 +219,6 @@ def _positions(model: torch.nn.Module) -> int | None:
         if name.endswith("position_embeddings") and isinstance(part, torch.nn.Embedding):
             return part.num_embeddings - (-1 if part.padding_idx is None else part.padding_idx) - 1
     return None
-
-
-def use_threads(parameters: int) -> None:
-    """Set torch's thread count for a model of this size: one where threads would only wait.
-
-    An explicit OMP_NUM_THREADS is left alone.
-    """
-    if "OMP_NUM_THREADS" not in os.environ and parameters < _SMALL:
-        torch.set_num_threads(1)
 
 
 def _reason(problem: Exception) -> str:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from evomerge.devices import best_device
 from evomerge.errors import CheckpointError
 from evomerge.language_model import Ensemble
-from evomerge.models import LiveModel, load_tokenizer, use_threads
+from evomerge.models import LiveModel, load_tokenizer
+from evomerge.threads import use_threads
 from tests.architectures import CONFIGS, VOCABULARY, live, reference, save_random, tensors_of
 
 CPU = torch.device("cpu")

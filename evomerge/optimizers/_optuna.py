@@ -6,9 +6,8 @@ An in-memory study holds the points told so far; every slot is asked of a new sa
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from optuna.trial import TrialState, create_trial
 from evomerge.expressions import Hole, Values, snap
 from evomerge.genome import Genome
 from evomerge.optimizers import Evaluated
+from evomerge.threads import one_thread
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -112,7 +112,7 @@ class ReplayedSampler:
             self._run(values)
         state = np.random.SeedSequence([self._seed, slot]).generate_state(1)
         self._study.sampler = self._make_sampler(int(state[0]))
-        with _one_thread():
+        with one_thread():  # else the last bits of a model are the machine's
             asked = self._study.ask(self._distributions)
         self._study.tell(asked, state=TrialState.FAIL)
         return {hole.name: _tidy(hole, asked.params[hole.name]) for hole in self._genome.holes}
@@ -140,16 +140,3 @@ def _tidy(hole: Hole, value: Any) -> Any:
     """Return the value on the hole's grid to the last bit, which the merger's tables ask for."""
     on_grid = hole.kind == "float" and hole.step is not None
     return snap(value, hole.low, hole.high, hole.step) if on_grid else value
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch have one thread, else the last bits of a model are the machine's."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

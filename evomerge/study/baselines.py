@@ -65,9 +65,12 @@ def row_scores(store: Store, scorer: Scoring, row: Row, split: Split) -> TaskSco
 
 
 def ahead(store: Store, scorer: Scoring, rows: Sequence[Row], splits: Sequence[Split]) -> None:
-    """Say which rows will be scored next, which several workers may do at once."""
+    """Say which rows will be scored next, which several workers may do at once.
+
+    The database is asked for them only where somebody wants to know.
+    """
     scorer.ahead(
-        [row.call(split) for row in rows for split in splits if _stored(store, row, split) is None]
+        row.call(split) for row in rows for split in splits if _stored(store, row, split) is None
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evomerge.checkpoints import ModelRef
@@ -77,7 +77,7 @@ class Crew:
         found: str = self._ask("digest", (recipe,))
         return found
 
-    def ahead(self, calls: Sequence[Call]) -> None:
+    def ahead(self, calls: Iterable[Call]) -> None:
         """Let workers begin with scores that will be asked for next."""
         for method, arguments in calls:
             self._begin(method, arguments)

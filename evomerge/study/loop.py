@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 from evomerge.compatibility import differences
 from evomerge.devices import best_device
 from evomerge.errors import Place, StudyError, StudyFileError
+from evomerge.merger import Progress
 from evomerge.merger.inputs import Memory
 from evomerge.study import changes
 from evomerge.study.database import command
@@ -155,12 +156,7 @@ def resume(
         ):
             record = store.get("study")
             note = changes.refuse_changed_file(name, url, record)
-            checked = check_study(
-                parse_study(record["study"], Path.cwd(), _recorded(name)),
-                machine.get("trust", False),
-            )
-            checked = replace(checked, optimizer=record["optimizer"])
-            changes.refuse_changes(name, url, record, changes.record(checked, None))
+            checked = reopened(name, url, record, machine.get("trust", False))
             total = _total(name, store, record, trials, watcher)
             if note is not None and trials is None:
                 watcher.note(note)
@@ -171,6 +167,14 @@ def resume(
                     record = {**record, "trials": total}
                     store.set("study", record)
                 return _run(store, checked, staff, record, interrupts, watcher)
+
+
+def reopened(name: str, url: str | None, record: Mapping[str, Any], trust: bool) -> CheckedStudy:
+    """Check a recorded study again; StudyError where anything that counts has changed."""
+    checked = check_study(parse_study(record["study"], Path.cwd(), _recorded(name)), trust)
+    checked = replace(checked, optimizer=record["optimizer"])
+    changes.refuse_changes(name, url, record, changes.record(checked, None))
+    return checked
 
 
 def _total(
@@ -221,12 +225,19 @@ def _tell(checked: CheckedStudy, watcher: Watcher) -> None:
 
 def _scorer(checked: CheckedStudy, watcher: Watcher, machine: Machine) -> Scorer:
     _tell(checked, watcher)
+    return scorer_of(checked, machine, watcher.stage)
+
+
+def scorer_of(
+    checked: CheckedStudy, machine: Machine, progress: Progress = lambda text, done, total: None
+) -> Scorer:
+    """Load the models of a study in this process."""
     return Scorer(
         checked.checkpoints,
         checked.tasks,
         checked.tokenizer,
         result_dtype=checked.space.result_dtype,
-        progress=watcher.stage,
+        progress=progress,
         device=machine.get("device"),
         memory=machine.get("memory", "auto"),
         trust=machine.get("trust", False),

@@ -8,10 +8,9 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evomerge.errors import CandidateError, EvomergeError, InputError, Place, StudyFileError
+from evomerge.errors import CandidateError, EvomergeError, InputError
 from evomerge.study.workers import evaluate
 
 if TYPE_CHECKING:
@@ -57,22 +56,11 @@ class Reply:
 
 def open_scorer(study: Study) -> Scorer:
     """Load a study's models and items from this machine's disk or cache, and check the items."""
-    from evomerge.study import changes
-    from evomerge.study.file import check_study, parse_study
-    from evomerge.study.scorer import Scorer
+    from evomerge.study import loop
 
-    place = Place(f"the recorded study {study.name}", StudyFileError)
-    checked = check_study(parse_study(study.record["study"], Path.cwd(), place), study.trust)
-    changes.refuse_changes(study.name, study.url, study.record, changes.record(checked, None))
-    return Scorer(
-        checked.checkpoints,
-        checked.tasks,
-        checked.tokenizer,
-        result_dtype=checked.space.result_dtype,
-        device=study.device,
-        memory=study.memory,
-        trust=study.trust,
-    )
+    checked = loop.reopened(study.name, study.url, study.record, study.trust)
+    machine: loop.Machine = {"device": study.device, "memory": study.memory, "trust": study.trust}
+    return loop.scorer_of(checked, machine)
 
 
 class Resident:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -16,9 +16,10 @@ from evomerge.fitness import TaskScores
 from evomerge.language_model import Ensemble
 from evomerge.merger import Merger, Progress
 from evomerge.merger.inputs import Memory
-from evomerge.models import LiveModel, use_threads
+from evomerge.models import LiveModel
 from evomerge.recipe import Recipe, parse_recipe
 from evomerge.temperature import temperature
+from evomerge.threads import use_threads
 from evomerge.tokenizer_files import Tokenizer
 
 Call = tuple[str, tuple[Any, ...]]  # a method that scores, and its arguments
@@ -59,7 +60,7 @@ class Scoring(Protocol):
         """Merge a recipe; returns what tells its weights from others."""
         ...
 
-    def ahead(self, calls: Sequence[Call]) -> None:
+    def ahead(self, calls: Iterable[Call]) -> None:
         """Know what scores will be asked for next."""
         ...
 
@@ -167,7 +168,7 @@ class Scorer:
         self.merger.materialize(recipe)
         return self.merger.digest()
 
-    def ahead(self, calls: Sequence[Call]) -> None:
+    def ahead(self, calls: Iterable[Call]) -> None:
         """Know what scores will be asked for next: nothing, with one model at a time."""
 
     def model(self, ref: ModelRef, split: Split, exact: bool) -> TaskScores:

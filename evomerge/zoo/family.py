@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 from transformers import LlamaForCausalLM
 
-from evomerge.zoo.train import Schedule, new_model, one_thread, train
+from evomerge.threads import one_thread
+from evomerge.zoo.train import Schedule, new_model, train
 
 Progress = Callable[[str, int, int], None]
 

@@ -1,8 +1,7 @@
 """Training of one tiny Llama on one thread: Muon and AdamW for a base, AdamW for an expert."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,17 +72,6 @@ def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
     return wide.T if tall else wide
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run on one thread: matrices this small lose more to waiting than they gain from two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def new_model(seed: int) -> LlamaForCausalLM:

@@ -58,6 +58,19 @@ class Silent:
         self.notes.append(text)
 
 
+def curve(knots: int) -> dict[str, Any]:
+    """A space of task arithmetic whose weights follow a curve over depth for each of two kinds."""
+    weight = {"product": [{"range": [0, 1.5], "init": 0.4}, "depth"]}
+    depth = {"curve": knots, "over": ["attention", "mlp"], "range": [0.3, 2], "init": 1}
+    return {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": [{"each": "experts", "parameters": {"weight": weight}}],
+        "parameters": {"normalize": False, "lambda": 1},
+        "holes": {"depth": depth},
+    }
+
+
 def mapping(optimizer: str = "cma_es") -> dict[str, Any]:
     """A study file as data."""
     own: dict[str, Any] = {"startup_trials": 4} if optimizer in ("gp", "tpe") else {}

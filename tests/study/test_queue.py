@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,21 @@ def go_on_enqueuing(study: Path, name: str, place: str | None = None) -> None:
         loop.search(study, name, seed=None, **options)
 
 
+def images_of_commits(fake: Path, images: Path, commits: Any, trials: Container[int]) -> list[Path]:
+    """Copies of a study with a queue, taken after each commit while so many trials are done."""
+
+    def keep(moment: str) -> None:
+        if moment == "after" and Enqueuing.done in trials:
+            count = len(list(images.iterdir())) if images.exists() else 0
+            shutil.copytree("runs", images / f"{count:04d}")
+
+    Enqueuing.done = 0
+    commits(keep)
+    go_on_enqueuing(fake, "s")
+    commits(lambda moment: None)
+    return sorted(images.iterdir())
+
+
 def queued(name: str, place: str | None = None) -> dict[int, int]:
     """The entry of the queue that each slot took."""
     records = Store.open(name, place).trials()
@@ -102,20 +117,9 @@ def test_death_at_every_single_commit(
 ) -> None:
     """Before or after an entry is written, and before or after it is proposed."""
     write_study(tmp_path, mapping(optimizer))
-    images = tmp_path / "images"
-
-    def keep(moment: str) -> None:
-        if moment == "after" and 5 <= Enqueuing.done <= 9:
-            count = len(list(images.iterdir())) if images.exists() else 0
-            shutil.copytree("runs", images / f"{count:04d}")
-
-    Enqueuing.done = 0
-    commits(keep)
-    go_on_enqueuing(fake, "s")
-    commits(lambda moment: None)
+    kept = images_of_commits(fake, tmp_path / "images", commits, range(5, 10))
     expected = contents("s")
     assert queued("s") == {5: 0, 6: 1, 8: 2}
-    kept = sorted(images.iterdir())
     assert len(kept) >= 3 + 2 * 4  # entries, proposals and results
     for image in kept:
         shutil.rmtree("runs")

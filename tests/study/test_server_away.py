@@ -205,19 +205,23 @@ def test_a_crash_of_the_server(study: Path, undisturbed: Any, url: str, line: Li
     assert contents("s", url) == undisturbed
 
 
-def run(folder: str, study: Path, name: str, url: str, talk: Any) -> None:
-    """Run a study in a process of its own, which says when it begins and what it was told."""
+def run(folder: str, study: Path, name: str, url: str, pipes: Any) -> None:
+    """Run a study in a process of its own, which begins when told and repeats what it is told."""
 
     class Telling(Silent):
         def stage(self, text: str, done: int, total: int) -> None:
-            if done == 0:
+            if not talk.closed:
                 talk.send("here")
+                assert talk.recv() == "go"
+                talk.close()
 
+        def note(self, text: str) -> None:
+            told.send(text)
+
+    told, talk = pipes
     os.chdir(folder)
-    watcher = Telling()
     with faked():
-        loop.search(study, name, trials=None, seed=None, url=url, watcher=watcher)
-    talk.send(watcher.notes)
+        loop.search(study, name, trials=None, seed=None, url=url, watcher=Telling())
 
 
 def test_studies_side_by_side(
@@ -231,29 +235,35 @@ def test_studies_side_by_side(
     """Each in a process of its own, on one server that is stopped and started at any moment."""
     running = []
     for number in range(3):
-        here, there = processes.Pipe()
-        process = processes.Process(target=run, args=(folder, study, f"s{number}", url, there))
+        (notes, told), (talk, there) = processes.Pipe(duplex=False), processes.Pipe()
+        arguments = (folder, study, f"s{number}", url, (told, there))
+        process = processes.Process(target=run, args=arguments)
         process.start()
+        told.close()
         there.close()  # so that its death is seen
-        running.append((process, here))
-    for _, here in running:
-        assert here.recv() == "here"
+        running.append((process, notes, talk))
+    for *_, talk in running:
+        assert talk.recv() == "here"
     chance = random.Random(0)
-    stops = 0
-    while any(process.is_alive() for process, _ in running):
+    own.stop("fast")
+    for *_, talk in running:
+        talk.send("go")
+    for _, notes, _ in running:  # all of them meet this one, however quick they are
+        while "is away" not in notes.recv():
+            pass
+    own.start()
+    stops = 1
+    while any(process.is_alive() for process, *_ in running):
         stops += 1
+        for process, *_ in running:  # longer, so that it ends on any machine
+            process.join(chance.uniform(0, 0.1 * stops))
         own.stop(chance.choice(MODES))
         own.start()
-        for process, _ in running:  # longer, so that it ends on any machine
-            process.join(chance.uniform(0, 0.1 * stops))
-    assert stops >= 3
-    for number, (process, here) in enumerate(running):
+    assert stops >= 2
+    for number, (process, notes, _) in enumerate(running):
         assert process.exitcode == 0
         assert contents(f"s{number}", url) == undisturbed
-        told = ""
-        while here.poll() and isinstance(told, str):
-            told = here.recv()
-        assert any("is back" in note for note in told)
+        assert "is back" in notes.recv()
 
 
 def test_a_stop_before_there_is_a_study(

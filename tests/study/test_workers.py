@@ -28,7 +28,7 @@ from tests.study.fake_study import (
     write_study,
 )
 from tests.study.test_every_commit import STAGED, commits
-from tests.study.test_queue import Enqueuing, go_on_enqueuing, queued
+from tests.study.test_queue import go_on_enqueuing, images_of_commits, queued
 from tests.study.test_tracking import board, expected, same
 
 __all__ = ["commits"]  # a fixture
@@ -111,20 +111,10 @@ def test_what_the_queue_has_brought_is_learnt_at_the_same_slots(
 ) -> None:
     """A study goes on with several workers after one has taken all that was in the queue."""
     write_study(tmp_path, lagging(optimizer))
-    images = tmp_path / "images"
-
-    def keep(moment: str) -> None:
-        if moment == "after" and Enqueuing.done >= 9:
-            count = len(list(images.iterdir())) if images.exists() else 0
-            shutil.copytree("runs", images / f"{count:04d}")
-
-    Enqueuing.done = 0
-    commits(keep)
-    go_on_enqueuing(fake, "s")
-    commits(lambda moment: None)
+    kept = images_of_commits(fake, tmp_path / "images", commits, range(9, 1000))
     expected = contents("s")
     assert queued("s") == {5: 0, 6: 1, 8: 2}
-    for number, image in enumerate(sorted(images.iterdir())[:4]):
+    for number, image in enumerate(kept[:4]):
         shutil.rmtree("runs")
         shutil.copytree(image, "runs")
         workers(4, seed=number)

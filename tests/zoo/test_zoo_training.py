@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from evomerge.threads import one_thread
 from evomerge.zoo import Schedule
 from evomerge.zoo.family import stream
 from evomerge.zoo.tasks import TASKS, Part, draw_words
@@ -9,7 +10,6 @@ from evomerge.zoo.train import (
     answer_loss,
     draw_batch,
     new_model,
-    one_thread,
     orthogonalize,
     train,
 )
