@@ -1,4 +1,4 @@
-"""Hugging Face configuration and tokenizer, and the live model whose parameters are views."""
+"""The live model, whose parameters are given tensors, and the tokenizer that it is scored with."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, PreTrainedModel
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from evomerge import key_values
-from evomerge.errors import CheckpointError, DataError, first_line
-from evomerge.headers import read_json
+from evomerge.architectures import bound_model, is_classifier, is_classifier_name, unfit
+from evomerge.errors import CheckpointError, DataError
 from evomerge.language_model import Past
-from evomerge.tokenizer_files import Tokenizer, brings_code, read_tokenizer, untrusted
+from evomerge.tokenizer_files import Tokenizer, read_tokenizer
 
 
 class LiveModel:
@@ -35,15 +32,9 @@ class LiveModel:
         device: torch.device,
         trust: bool = False,
     ) -> None:
-        self.device = device
-        config = _config(folder, trust)
-        model_class = _model_class(config, folder, trust)
-        try:
-            model = _bound(model_class, config, tensors)
-        except Exception as problem:  # the library raises whatever its classes raise
-            raise _unfit(model_class, folder, problem) from None
-        _prove_bound(model, tensors, folder)
-        self._model = model.to(device).eval()
+        model, self.device = bound_model(folder, tensors, trust), device
+        config, model_class = model.config, type(model)
+        self._model: torch.nn.Module = model.to(device).eval()
         text = config.get_text_config()
         longest: int | None = getattr(text, "max_position_embeddings", None)
         self.context = _positions(model) or longest
@@ -52,7 +43,7 @@ class LiveModel:
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
         self._takes_types = "token_type_ids" in accepted
-        labels = config.id2label if _is_classifier(model_class.__name__) else {}
+        labels = config.id2label if is_classifier_name(model_class.__name__) else {}
         self.labels: tuple[str, ...] = tuple(str(labels[index]) for index in sorted(labels))
         self._takes_cache = "past_key_values" in accepted and not labels
         # Without an end, an encoder-decoder classifies nothing.
@@ -61,9 +52,9 @@ class LiveModel:
         try:
             found = self.classes(one, torch.ones_like(one)) if labels else self._probed(one)
         except Exception as problem:
-            raise _unfit(model_class, folder, problem) from None
+            raise unfit(model_class, folder, problem) from None
         self._remembers = {False, True} if self._takes_cache else set()
-        rows = model.get_input_embeddings() if labels else None  # type: ignore[operator]
+        rows = model.get_input_embeddings() if labels else None
         self.vocabulary: int = found.shape[-1] if rows is None else rows.weight.shape[0]
 
     @torch.inference_mode()
@@ -179,135 +170,9 @@ def load_tokenizer(folder: Path, trust: bool = False) -> Tokenizer:
     return tokenizer
 
 
-def check_runnable(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], trust: bool = False
-) -> None:
-    """Check that config.json describes a known model of these tensors; reads no weights.
-
-    Where `trust` is set, the checkpoint's own code may run and say so. Raises CheckpointError where
-    it does not, naming the first tensor whose shape differs.
-    """
-    config = _config(folder, trust)
-    model_class = _model_class(config, folder, trust)
-    try:
-        with torch.device("meta"):
-            model = model_class(config)
-    except Exception as problem:  # the library raises whatever its classes raise
-        raise _unfit(model_class, folder, problem) from None
-    for name, parameter in model.named_parameters():
-        if name in shapes and tuple(parameter.shape) != shapes[name]:
-            raise CheckpointError(
-                f"expected {name} of shape {list(parameter.shape)} as {folder}/config.json says, "
-                f"got {list(shapes[name])} in the weights; copy both from the model's source again"
-            )
-
-
-def is_classifier(folder: Path) -> bool:
-    """Return whether a model's folder says that it classifies texts."""
-    file = folder / "config.json"
-    names = read_json(file).get("architectures") if file.is_file() else None
-    return isinstance(names, list) and any(_is_classifier(str(one)) for one in names[:1])
-
-
-def _is_classifier(architecture: str) -> bool:
-    return architecture.endswith("ForSequenceClassification")
-
-
 def _positions(model: torch.nn.Module) -> int | None:
     """Return for how many tokens there are positions where those of padding come before them."""
     for name, part in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(part, torch.nn.Embedding):
             return part.num_embeddings - (-1 if part.padding_idx is None else part.padding_idx) - 1
     return None
-
-
-def _reason(problem: Exception) -> str:
-    return f"{type(problem).__name__}: {first_line(problem)}"
-
-
-def _config(folder: Path, trust: bool) -> Any:
-    try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust)
-    except Exception as problem:  # the library raises whatever its parsers raise
-        if not trust and brings_code(folder / "config.json"):
-            raise untrusted("a model", folder / "config.json") from None
-        raise CheckpointError(
-            f"expected a configuration that transformers knows, got {_reason(problem)} "
-            f"in {folder}/config.json; correct it, or install a transformers that knows it"
-        ) from None
-
-
-def _model_class(config: Any, folder: Path, trust: bool) -> Any:
-    names = config.architectures or ["none"]
-    own = _reference(config, names[0])
-    if own and trust:
-        try:
-            return get_class_from_dynamic_module(own, str(folder))
-        except Exception as problem:  # the checkpoint's code raises whatever it raises
-            raise CheckpointError(
-                f"expected the code of {own}, got {_reason(problem)} in {folder}"
-            ) from None
-    found = getattr(transformers, names[0], None) if isinstance(names[0], str) else None
-    if isinstance(found, type) and issubclass(found, PreTrainedModel):
-        return found
-    if own:
-        raise untrusted("a model", folder / "config.json")
-    raise CheckpointError(
-        f"expected an architecture that transformers knows, got {names[0]} in {folder}/config.json"
-        "; correct it, or install a transformers that knows it"
-    )
-
-
-def _reference(config: Any, architecture: object) -> str | None:
-    """Return where a checkpoint's own code has its architecture, `module.Class`, if it has any."""
-    listed = getattr(config, "auto_map", None)
-    if not isinstance(listed, dict):
-        return None
-    own = {name: one for name, one in listed.items() if isinstance(one, str)}
-    named = [one for one in own.values() if one.rpartition(".")[2] == architecture]
-    return named[0] if named else own.get("AutoModelForCausalLM")
-
-
-def _bound(model_class: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """Return the model with every parameter and stored buffer being the tensor loaded into it.
-
-    The library renames as it loads, so it is given memory that nobody touches, and the addresses
-    say afterwards what went where; what it converts is found by name.
-    """
-    blanks = {
-        name: torch.empty(one.shape, dtype=one.dtype, device="cpu") for name, one in tensors.items()
-    }
-    origin = {blank.data_ptr(): tensors[name] for name, blank in blanks.items() if blank.numel()}
-    floating = [one.dtype for one in tensors.values() if one.is_floating_point()]
-    dtype = max(dict.fromkeys(floating), key=floating.count)
-    with torch.device("cpu"):
-        model: torch.nn.Module = model_class.from_pretrained(
-            None, config=config, state_dict=blanks, dtype=dtype
-        )
-    for name, place in [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]:
-        tensor = origin.get(place.data_ptr(), tensors.get(name))
-        if tensor is not None and tensor.shape == place.shape:
-            place.data = tensor
-            place.requires_grad_(False)
-    model.tie_weights()  # type: ignore[operator]
-    return model
-
-
-def _prove_bound(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    addresses = {tensor.data_ptr() for tensor in tensors.values()}
-    for name, parameter in model.named_parameters():
-        if parameter.data_ptr() not in addresses:
-            raise CheckpointError(
-                f"expected every parameter of {type(model).__name__} in the checkpoint, got none "
-                f"for {name} in {folder}; such a model can be merged but not scored in memory"
-            )
-
-
-def _unfit(model_class: type, folder: Path, problem: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"expected a model that {model_class.__name__} can run, got {_reason(problem)} "
-        f"in {folder}; such a model can be merged but not scored in memory"
-    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from evomerge.architectures import is_classifier
 from evomerge.checkpoints import FLOATING, Checkpoint, ModelRef, open_checkpoint
 from evomerge.compatibility import check_alike, differences
 from evomerge.draft.estimate import Estimate, estimate, parameters
@@ -17,7 +18,6 @@ from evomerge.draft.text import Comments, as_text
 from evomerge.errors import CheckpointError, InputError, Place, SpaceError, StudyFileError
 from evomerge.files import load_yaml, unwritten
 from evomerge.merger import Progress
-from evomerge.models import is_classifier
 from evomerge.space_reader import space_names
 from evomerge.study.file import CheckedStudy, check_study, parse_study
 

@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from pydantic import Field, field_validator
 
+from evomerge.architectures import is_classifier
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import DataError, Found, Place, nearest
 from evomerge.language_model import LanguageModel
-from evomerge.models import is_classifier
 from evomerge.proxy_tasks import ItemScores, Probabilities, TaskSettings, sigmoid_of_margin
 from evomerge.proxy_tasks._data import Row, field, fill, only_field
 from evomerge.tokenizer_files import Tokenizer

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evomerge.architectures import check_runnable
 from evomerge.checkpoints import Checkpoint, ModelRef, open_checkpoint
 from evomerge.errors import (
     CheckpointError,
@@ -25,7 +26,6 @@ from evomerge.fitness import (
 )
 from evomerge.merger import Progress
 from evomerge.merger.inputs import Memory
-from evomerge.models import check_runnable
 from evomerge.recipe import Recipe, load_recipe
 from evomerge.recipe_inputs import open_inputs
 from evomerge.study.file import (

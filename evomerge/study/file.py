@@ -11,13 +11,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge import optimizers, plugins, proxy_tasks
+from evomerge.architectures import check_runnable, is_classifier
 from evomerge.checkpoints import FLOATING, Checkpoint, ModelRef, open_checkpoint
 from evomerge.compatibility import check_alike
 from evomerge.errors import CheckpointError, DataError, Found, Place, SpaceError, StudyFileError
 from evomerge.evaluator import Split, TaskItems, draw_items
 from evomerge.files import load_yaml
 from evomerge.genome import Genome
-from evomerge.models import check_runnable, is_classifier, load_tokenizer
+from evomerge.models import load_tokenizer
 from evomerge.module_groups import Architecture
 from evomerge.optimizers import OptimizerSettings
 from evomerge.proxy_tasks import PromptedSettings, TaskSettings
