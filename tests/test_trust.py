@@ -13,9 +13,10 @@ import torch
 import yaml
 
 from evomerge import cli
+from evomerge.architectures import check_runnable
 from evomerge.checkpoints import Checkpoint
 from evomerge.errors import CheckpointError
-from evomerge.models import LiveModel, check_runnable, load_tokenizer
+from evomerge.models import LiveModel, load_tokenizer
 from tests.architectures import save_random, tensors_of
 from tests.conftest import copy_family
 
