@@ -1,7 +1,7 @@
 """How well scores of few items rank the candidates of real studies, and what is said of it.
 
 Two tiny families are trained, one whose experts forget the other tasks and one with 4 % replay,
-whose merges are nearer to each other. A study of each is run; then its baselines and a part of its
+whose merges are nearer to each other. Studies of each are run; then the baselines and a part of the
 trials are scored on items that it has not seen. The first of them are drawn from, by the rest the
 true ranking is known: by accuracy over the best expert's, mean of the tasks.
 """
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -74,18 +74,21 @@ class Measured:
         return self.normalized(self.margin > 0, slice(POOL, None))
 
 
-def measure(folder: Path, replay: float, candidates: int, items: int) -> Measured:
-    """Train a family, run a study of it and score its candidates on other items."""
+def measure(folder: Path, replay: float, seed: int, candidates: int, items: int) -> Measured:
+    """Train a family, unless it is there, run a study of it and score candidates on other items."""
+    folder.mkdir(exist_ok=True)
     zoo = folder / "zoo"
-    build_zoo(zoo, family=replace(FAMILY, replay=replay, items=items + 1024))
+    if not zoo.exists():
+        build_zoo(zoo, family=replace(FAMILY, replay=replay, items=items + 1024))
     study = yaml.safe_load((zoo / "study.yaml").read_text())
+    name = f"s{seed}"
     study["splits"] = {"search": 128, "select": 64, "heldout": 64}
-    study["search"]["trials"] = max(30, 2 * candidates)
+    study["search"] |= {"trials": max(30, 2 * candidates), "seed": seed}
     (zoo / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    command = [sys.executable, "-m", "evomerge", "search", "zoo/study.yaml", "--name", "s"]
+    command = [sys.executable, "-m", "evomerge", "search", "zoo/study.yaml", "--name", name]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     os.chdir(folder)
-    checked, store = check_study(load_study_file(zoo / "study.yaml")), Store.open("s", None)
+    checked, store = check_study(load_study_file(zoo / "study.yaml")), Store.open(name, None)
     kinds = []
     for task in checked.tasks:
         wide = task.settings.model_copy(update={"temperature": WIDE})
@@ -288,6 +291,11 @@ def tables(scores: np.ndarray) -> dict[str, np.ndarray]:
     return {task: scores[:, index] for index, task in enumerate(FAMILY.tasks)}
 
 
+def mean_of(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean over studies of what each key has."""
+    return {key: np.mean([one[key] for one in each], axis=0).tolist() for key in each[0]}
+
+
 def show(found: Mapping[str, Mapping[str, Any]], text: Callable[[Any], str]) -> None:
     print("| |" + "".join(f" {n} |" for n in SIZES))
     print("|---|" + "---|" * len(SIZES))
@@ -300,6 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write the tables to this file too")
     parser.add_argument("--measured", type=Path, help="folder where measurements are kept")
+    parser.add_argument("--studies", type=int, default=3, help="of each family")
     parser.add_argument("--candidates", type=int, default=64, help="trials of each study")
     parser.add_argument("--items", type=int, default=2560, help="items a task, 512 of them drawn")
     options = parser.parse_args()
@@ -309,17 +318,20 @@ def main() -> None:
         kept = (options.measured or Path(folder)).resolve()
         kept.mkdir(parents=True, exist_ok=True)
         for index, (name, replay) in enumerate(FAMILIES.items()):
-            file = kept / f"{index}.npz"
-            if not file.exists():
-                work = Path(folder) / str(index)
-                work.mkdir()
-                one = measure(work, replay, options.candidates, options.items)
-                np.savez(file, names=one.names, margin=one.margin, gold=one.gold)
-            data = np.load(file)
-            one = Measured(data["names"].tolist(), data["margin"], data["gold"])
-            spread = 100 * float(one.truth.std(ddof=1))
-            print(f"{name}: {one.trials.sum()} trials, standard deviation {spread:.1f} points")
-            ranks[name], said[name] = table_of(one), said_of(one)
+            tables, sayings = [], []
+            for seed in range(options.studies):
+                file = kept / f"{index}-{seed}.npz"
+                if not file.exists():
+                    work = Path(folder) / str(index)
+                    one = measure(work, replay, seed, options.candidates, options.items)
+                    np.savez(file, names=one.names, margin=one.margin, gold=one.gold)
+                data = np.load(file)
+                one = Measured(data["names"].tolist(), data["margin"], data["gold"])
+                spread = 100 * float(one.truth.std(ddof=1))
+                print(f"{name}: {one.trials.sum()} trials, standard deviation {spread:.1f} points")
+                tables.append(table_of(one))
+                sayings.append(said_of(one))
+            ranks[name], said[name] = mean_of(tables), mean_of(sayings)
     print(f"\nSpearman correlation with held-out accuracy by items per task, {' / '.join(ranks)}\n")
     show(ranks, lambda value: f".{round(1000 * value):03d}")
     print("\nexpected correlation, as a study prints it (in Spearman's terms), then the measured\n")

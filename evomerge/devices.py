@@ -1,4 +1,4 @@
-"""The device to work on."""
+"""The device to work on, or several."""
 
 from __future__ import annotations
 
@@ -27,3 +27,17 @@ def best_device(name: str | None) -> torch.device:
             f"({reason}); {hint}"
         ) from None
     return device
+
+
+def best_devices(names: str | None) -> tuple[torch.device, ...]:
+    """Return the devices to work on: those named, as in cuda:0,cuda:1, else the best one."""
+    found = tuple(best_device(name) for name in (names or "").split(",") if name) or (
+        best_device(None),
+    )
+    if len({*found}) < len(found):
+        raise CheckpointError(f"expected each device once, got {names!r}; name others, or one")
+    if len({one.type for one in found}) > 1:
+        raise CheckpointError(
+            f"expected devices of one kind, got {names!r}; name GPUs alone, or the CPU"
+        )
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 # Attention that sees all before it, or a window of it; states of other kinds go on token by token.
 _WHOLE, _WINDOW = "DynamicLayer", "DynamicSlidingWindowLayer"
@@ -35,7 +35,7 @@ def followed(state: Any, rows: torch.Tensor) -> Any:
 def _chosen(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     if len(tensor) == 1:
         return tensor.expand(len(rows), *tensor.shape[1:])
-    return tensor.index_select(0, rows)
+    return tensor.index_select(0, rows.to(tensor.device))
 
 
 class _Roomy(DynamicLayer):  # type: ignore[misc]
@@ -83,6 +83,52 @@ def with_room(cache: Any) -> Any:
         if type(layer) is DynamicLayer and layer.get_seq_length():
             cache.layers[place] = _Roomy(layer.keys, layer.values, layer.keys.shape[2])
     return cache
+
+
+class _Fixed(DynamicLayer):  # type: ignore[misc]
+    """Keys and values [B, heads, R, size], all of them in use; a mask says which are there."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, place: torch.Tensor) -> None:
+        """Take tensors to write into, and where, int64 [1]."""
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values, self._place = keys, values, place
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write [B, heads, 1, size] into its place and return all."""
+        self.keys.index_copy_(2, self._place, key_states)
+        self.values.index_copy_(2, self._place, value_states)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Return what is true of no step, since a number would not grow with them."""
+        return 0
+
+
+def tensors(cache: Any) -> list[torch.Tensor]:
+    """Return keys and values, [B, heads, T, size] each in turn, of a cache with room, else none."""
+    layers = cache.layers if type(cache) is DynamicCache else []
+    if not all(type(layer) is _Roomy for layer in layers):
+        return []
+    return [one for layer in layers for one in (layer.keys, layer.values)]
+
+
+def filled(cache: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    """Return a cache of the same kind of keys and values, [B, heads, T, size] each in turn."""
+    found = copy.copy(cache)
+    each = zip(tensors[::2], tensors[1::2], strict=True)
+    found.layers = [_Roomy(keys, values, keys.shape[2]) for keys, values in each]
+    return found
+
+
+def fixed(cache: Any, rooms: Sequence[torch.Tensor], place: torch.Tensor) -> Any:
+    """Return a cache that writes a token's keys and values into rooms, in turn, at a place."""
+    found = copy.copy(cache)
+    each = zip(rooms[::2], rooms[1::2], strict=True)
+    found.layers = [_Fixed(keys, values, place) for keys, values in each]
+    return found
 
 
 def joined(parts: Sequence[tuple[Any, torch.Tensor]], lengths: Sequence[int]) -> Any:

@@ -12,7 +12,9 @@ import torch
 from evomerge import key_values
 from evomerge.architectures import bound_model, is_classifier, is_classifier_name, unfit
 from evomerge.errors import CheckpointError, DataError
+from evomerge.graphs import Graphs, Held, suits
 from evomerge.language_model import Past
+from evomerge.spread import connect
 from evomerge.tokenizer_files import Tokenizer, read_tokenizer
 
 
@@ -20,7 +22,8 @@ class LiveModel:
     """A causal language model, or a classifier of texts, whose parameters are the given tensors.
 
     They are not copied: writing into the tensors changes the model. `tensors` are named as in the
-    checkpoint at `folder`, whose config.json says what the model is. Code that comes with the
+    checkpoint at `folder`, whose config.json says what the model is. They lie on `device`, or as
+    spread.py has them on several, of which it is the first. Code that comes with the
     checkpoint is run only where `trust` is set. Raises CheckpointError where the model class is
     unknown or such code, does not take its parameters one to one from the tensors, or does not run.
     """
@@ -33,8 +36,12 @@ class LiveModel:
         trust: bool = False,
     ) -> None:
         model, self.device = bound_model(folder, tensors, trust), device
+        if len({one.device for one in tensors.values()}) > 1:
+            connect(model, device)
+        else:
+            model.to(device)
         config, model_class = model.config, type(model)
-        self._model: torch.nn.Module = model.to(device).eval()
+        self._model: torch.nn.Module = model.eval()
         text = config.get_text_config()
         longest: int | None = getattr(text, "max_position_embeddings", None)
         self.context = _positions(model) or longest
@@ -46,6 +53,7 @@ class LiveModel:
         labels = config.id2label if is_classifier_name(model_class.__name__) else {}
         self.labels: tuple[str, ...] = tuple(str(labels[index]) for index in sorted(labels))
         self._takes_cache = "past_key_values" in accepted and not labels
+        self._graphs: Graphs | None = None
         # Without an end, an encoder-decoder classifies nothing.
         end = getattr(text, "eos_token_id", None)
         one = torch.full((1, 1), end if isinstance(end, int) else 0, device=device)
@@ -56,6 +64,13 @@ class LiveModel:
         self._remembers = {False, True} if self._takes_cache else set()
         rows = model.get_input_embeddings() if labels else None
         self.vocabulary: int = found.shape[-1] if rows is None else rows.weight.shape[0]
+        if suits(model):
+            self._step_in_graphs()
+
+    def _step_in_graphs(self) -> None:
+        if self._takes_cache and self._takes_positions:
+            given = {"logits_to_keep": 1} if self._takes_keep else {}
+            self._graphs = Graphs(self._model, self.device, **given)
 
     @torch.inference_mode()
     def _probed(self, one: torch.Tensor) -> torch.Tensor:
@@ -76,6 +91,8 @@ class LiveModel:
                 f"expected a language model for a task that predicts tokens, got "
                 f"{type(self._model).__name__}; ask it in a task of the kind classification"
             )
+        if self._graphs is not None:
+            self._graphs.fit()
         if self._takes_keep:
             given["logits_to_keep"] = keep
         return self._model(input_ids=ids, **given)
@@ -107,6 +124,13 @@ class LiveModel:
         self, ids: torch.Tensor, mask: torch.Tensor, cache: object
     ) -> tuple[torch.Tensor, object]:
         """See LanguageModel. A model without a key-value cache runs all tokens again."""
+        if self._graphs is None:
+            return self._plain(ids, mask, cache)
+        return self._graphs.step(ids, mask, cache, self._plain)
+
+    def _plain(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: object
+    ) -> tuple[torch.Tensor, object]:
         given: dict[str, Any] = {"attention_mask": mask, "use_cache": self._takes_cache}
         if self._takes_cache:
             given["past_key_values"] = cache
@@ -125,6 +149,8 @@ class LiveModel:
         """See LanguageModel."""
         if isinstance(cache, torch.Tensor):
             return cache[rows]
+        if isinstance(cache, Held):
+            return cache.leave(rows)
         cache.reorder_cache(rows)
         return cache
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.samplers._gp import sampler
 
 from evomerge import optimizers
 from evomerge.errors import InputError, Place, StudyError
@@ -168,6 +169,24 @@ def test_cma_mixed_searches_a_fine_grid_as_an_interval_and_a_coarse_one_as_such(
         optimizer = cma_mixed.create(cma_mixed.Settings(), genome, 0, [at(genome, 0.5, -1.0)])
         late = play(optimizer, 600, lambda values: sphere(values, 0.5))[500:]
         assert any(values["h0"] != 0.5 for values in late) == others
+
+
+@pytest.mark.parametrize(("lag", "points"), [(1, 2048), (2, 512)])
+def test_with_a_lag_fewer_points_are_looked_at(
+    lag: int, points: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    real = sampler.optim_mixed.optimize_acqf_mixed
+
+    def optimize(*given: Any, n_preliminary_samples: int, **others: Any) -> Any:
+        looked.append(n_preliminary_samples)
+        return real(*given, n_preliminary_samples=n_preliminary_samples, **others)
+
+    monkeypatch.setattr(sampler.optim_mixed, "optimize_acqf_mixed", optimize)
+    genome = plane(2)
+    start = [at(genome, value, sphere({"h0": value, "h1": value})) for value in (0.2, 0.8)]
+    gp.create(gp.Settings(startup_trials=1, lag=lag), genome, 0, start).ask(0)
+    assert looked == [points]
 
 
 @pytest.mark.parametrize("module", [gp, tpe])

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from evomerge import cli
-from evomerge.merger import tensor_digest, weights_digest
+from evomerge.merger.digests import tensor_digest, weights_digest
 
 PAGE = (Path(__file__).parents[1] / "docs/tutorial.md").read_text()
 BLOCKS = re.findall(r"^```\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)

@@ -41,6 +41,8 @@ def main() -> None:
         hint = "use a machine with more"
         if {"search", "resume", "evaluate", "inspect"} & set(sys.argv[1:]):
             hint = "say where the input models may lie instead: --memory host or disk"
+            if "CUDA" in str(problem):
+                hint += "; several GPUs may share a model: --device cuda:0,cuda:1"
         _end(f"memory does not suffice ({first_line(problem)[:160]}); free some, or {hint}")
 
 

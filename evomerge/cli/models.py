@@ -13,6 +13,7 @@ from evomerge.cli.options import (
     Device,
     Json,
     MemoryChoice,
+    OneDevice,
     OutDir,
     Recipe,
     Resume,
@@ -98,7 +99,7 @@ def zoo(
 def merge(
     recipe: Recipe,
     out_dir: OutDir,
-    device: Device = None,
+    device: OneDevice = None,
     shard_size: ShardSize = "4GB",
     resume: Resume = False,
     trust: Trust = False,

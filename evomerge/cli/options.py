@@ -14,7 +14,13 @@ Storage = Annotated[
     typer.Option(metavar="URL", help="database of the study (SQLite in runs/NAME by default)"),
 ]
 Trials = Annotated[int | None, typer.Option(min=1, help="trials in all")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 … (CUDA where there is one)")]
+OneDevice = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1 … (CUDA where there is one)")
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1, or cuda:0,cuda:1 for both (CUDA where there is one)"),
+]
 MemoryChoice = Annotated[
     Literal["auto", "device", "host", "disk"],
     typer.Option(help="where the input models lie (the first of the others that they fit)"),
@@ -32,7 +38,7 @@ RayAddress = Annotated[
 ]
 GpusEach = Annotated[
     float | None,
-    typer.Option(metavar="SHARE", help="share of a GPU for each of them (a whole one)"),
+    typer.Option(metavar="NUMBER", help="GPUs for each of them, or a share of one (1)"),
 ]
 Deadline = Annotated[
     float | None,

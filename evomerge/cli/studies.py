@@ -102,8 +102,10 @@ def _elsewhere(
     from evomerge.errors import InputError
     from evomerge.study.workers import Elsewhere
 
-    if gpus is not None and not 0 < gpus <= 1:
-        raise InputError(f"expected --gpus-per-worker of more than 0 and at most 1, got {gpus:g}")
+    if gpus is not None and not (0 < gpus <= 1 or (gpus > 1 and gpus.is_integer())):
+        raise InputError(
+            f"expected --gpus-per-worker of more than 0 and at most 1, or 2, 3 …, got {gpus:g}"
+        )
     if deadline is not None and not deadline > 0:
         raise InputError(f"expected --deadline of more than 0 seconds, got {deadline:g}")
     if workers is None and address is None:

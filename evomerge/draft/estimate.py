@@ -81,7 +81,7 @@ def estimate(checked: CheckedStudy, trials: int, device: str | None = None) -> E
     trial = _OVERHEAD + merge + sum(items) * splits.search * flops / speed
     both = (splits.select + splits.heldout) * _GENERATES
     final = _OVERHEAD + merge + sum(items) * both * flops / speed
-    residence = choose_memory("auto", sum(sizes), sizes[0], place)
+    residence = choose_memory("auto", {place: sum(sizes)}, {place: sizes[0]})
     seconds = (trials + _OTHERS) * trial + _FINAL * final
     name = "GPU" if place.type == "cuda" else "CPU"
     return Estimate(sum(sizes), sizes[0], residence, name, seconds)

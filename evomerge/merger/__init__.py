@@ -12,12 +12,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import xxhash
 
 from evomerge.checkpoints import Checkpoint, ModelRef, open_checkpoint
 from evomerge.compatibility import check_alike
 from evomerge.errors import CandidateError, CheckpointError, Place
 from evomerge.merger.cache import Cache, default_folder
+from evomerge.merger.digests import tensor_digest, weights_digest
 from evomerge.merger.inputs import Inputs, Memory, choose_memory
 from evomerge.merger.layout import WIDTH, allocate, plan_layout, views
 from evomerge.merger.lines import Lines
@@ -35,7 +35,8 @@ class Merger:
 
     The first of `checkpoints` says which tensors there are, and has the configuration and the
     integers; what another one lacks is merged from those that have it. `result_dtype` is that of
-    the output; None keeps each tensor's dtype in the first checkpoint. `memory` says where the
+    the output; None keeps each tensor's dtype in the first checkpoint. Over several devices the
+    model is spread by layers, see spread.py. `memory` says where the
     inputs lie: on the device, in host memory, or on disk, memory-mapped; `auto` takes the first
     that they fit. `kernel` is fused by torch.compile or eager; `auto` compiles for models that are
     worth it. Statistics of the inputs are kept on disk unless `keep` is false; `once` is for a
@@ -48,20 +49,22 @@ class Merger:
         checkpoints: Sequence[Checkpoint],
         *,
         result_dtype: str | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | Sequence[torch.device] = "cpu",
         memory: Memory = "auto",
         kernel: KernelChoice = "auto",
         keep: bool = True,
         once: bool = False,
         progress: Progress = lambda text, done, total: None,
     ) -> None:
-        self.device = torch.device(device)
+        devices = [torch.device(device)] if isinstance(device, str | torch.device) else list(device)
+        self.device = devices[0]
         names = check_alike(checkpoints)
         self._checkpoints = tuple(checkpoints)
-        self._layout = plan_layout(checkpoints, names, result_dtype, self.device)
-        sizes = [self._layout.nbytes(which) for which in range(len(checkpoints))]
-        residence = choose_memory(memory, sum(sizes), self._layout.nbytes(None), self.device)
-        self._inputs = Inputs(self._layout, residence, self.device)
+        self._layout = plan_layout(checkpoints, names, result_dtype, devices)
+        outputs = {one: self._layout.nbytes(None, one) for one in devices}
+        every = range(len(checkpoints))
+        sizes = {one: sum(self._layout.nbytes(n, one) for n in every) for one in devices}
+        self._inputs = Inputs(self._layout, choose_memory(memory, sizes, outputs))
         self._digests: dict[int, dict[str, str]] = {}
         self._copied: dict[str, torch.Tensor] = {}
         self._ranks: dict[tuple[int, Ranks], torch.Tensor] = {}
@@ -74,7 +77,6 @@ class Merger:
             self._layout,
             {checkpoint.ref: number for number, checkpoint in enumerate(checkpoints)},
             self._statistics(keep, once, progress),
-            self.device,
         )
         elements = sum(slot.elements for _, slot in self._layout.places.values())
         self._kernel = ChosenKernel(kernel, elements, self.device)
@@ -98,7 +100,7 @@ class Merger:
         checkpoint = self._checkpoints[number]
         if number == 0:
             for name, tensor in checkpoint.read(self._layout.copied):
-                self._copied[name] = tensor.to(self.device)
+                self._copied[name] = tensor.to(self._layout.devices[name])
         merged = [name for name in self._layout.tensors if name in checkpoint.tensors]
         if self.memory == "disk":
             self._inputs.add(checkpoint.map(merged))
@@ -150,7 +152,7 @@ class Merger:
 
     @cached_property
     def _output(self) -> tuple[torch.Tensor, ...]:
-        return tuple(one for one in allocate(self._layout, self.device) if one is not None)
+        return tuple(one for one in allocate(self._layout) if one is not None)
 
     @cached_property
     def output(self) -> Mapping[str, torch.Tensor]:
@@ -192,7 +194,7 @@ class Merger:
             number, slot = self._layout.places[name]
             block = self._layout.blocks[number]
             rows = slice(slot.start, slot.start + slot.rows)
-            output = torch.empty((slot.rows, WIDTH), dtype=block.output_dtype, device=self.device)
+            output = torch.empty((slot.rows, WIDTH), dtype=block.output_dtype, device=block.device)
             self._write(plans[block.group], number, rows, output)
             yield name, block.view(output, slot, rows.start)
 
@@ -221,17 +223,18 @@ class Merger:
     def _run(self, plan: GroupPlan, number: int, rows: slice, output: torch.Tensor) -> torch.Tensor:
         block = self._layout.blocks[number]
         assert plan.table is not None
-        finite = torch.empty(rows.stop - rows.start, dtype=torch.float32, device=self.device)
+        table = plan.table.to(block.device)
+        finite = torch.empty(rows.stop - rows.start, dtype=torch.float32, device=block.device)
         ranks = [self._rank_words(number, which) for which in plan.ranks]
-        step = rows_at_once(self._kernel.fused, self.device)
+        step = rows_at_once(self._kernel.fused, block.device)
         for part, inputs in self._inputs.pieces(number, plan.inputs, rows, step):
             here = slice(part.start - rows.start, part.stop - rows.start)
             write_rows(
-                plan.table,
+                table,
                 output[here],
                 None if plan.base is None else inputs[0],
                 inputs if plan.base is None else inputs[1:],
-                [one[part].to(self.device) for one in ranks],
+                [one[part].to(block.device) for one in ranks],
                 block.row_tensor[part],
                 block.row_index[part],
                 finite[here],
@@ -246,7 +249,8 @@ class Merger:
             words = self._planner.statistics.ranks(*which)
             parts = [words[str(slot.tensor)] for slot in self._layout.blocks[number].slots]
             whole = torch.cat([torch.from_numpy(part) for part in parts])
-            self._ranks[number, which] = whole.to(self.device if self.memory == "device" else "cpu")
+            place = self._layout.blocks[number].device if self.memory == "device" else "cpu"
+            self._ranks[number, which] = whole.to(place)
         return self._ranks[number, which]
 
     def _write_lines(self, plan: GroupPlan, tensor: int, output: torch.Tensor) -> bool:
@@ -257,7 +261,7 @@ class Merger:
                 tuple(self._inputs.flat(model, tensor) for model in plan.models),
                 self._layout.places[self._layout.tensors[tensor]][1].shape,
                 tensor in plan.by_column,
-                self.device,
+                self._layout.devices[self._layout.tensors[tensor]],
             )
         lines, name = self._lines[key], self._layout.tensors[tensor]
         try:
@@ -299,15 +303,3 @@ def _bad_input(name: str, checkpoint: Checkpoint) -> CheckpointError:
         f"expected finite numbers, got NaN or infinity in {name} of {checkpoint.ref}; leave that "
         "model out, or download it again"
     )
-
-
-def weights_digest(digests: Mapping[str, str]) -> str:
-    """Return a 128-bit hash of a model's weights from the digests of its tensors, by name."""
-    lines = sorted(f"{name} {digest}" for name, digest in digests.items())
-    return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
-
-
-def tensor_digest(tensor: torch.Tensor) -> str:
-    """Return dtype, shape and a 128-bit hash of a tensor's bits."""
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{tensor.dtype} {list(tensor.shape)} {xxhash.xxh3_128_hexdigest(data.data)}"

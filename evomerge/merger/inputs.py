@@ -26,19 +26,25 @@ T = TypeVar("T")
 Piece = tuple[slice, list[torch.Tensor]]
 
 
-def choose_memory(wanted: Memory, inputs: int, output: int, device: torch.device) -> Residence:
-    """Return where inputs of so many bytes should lie, beside an output on the device.
+def choose_memory(
+    wanted: Memory, inputs: Mapping[torch.device, int], outputs: Mapping[torch.device, int]
+) -> Residence:
+    """Return where inputs should lie, beside outputs of so many bytes on each device.
 
-    `auto` takes the device where all fits, else host memory that streams to a GPU, else the disk.
+    `auto` takes the devices where all fits, else host memory that streams to GPUs, else the disk.
     """
     if wanted != "auto":
         return wanted
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if inputs + output + _RESERVE <= free * _SHARE:
-            return "device"
-        return "host" if inputs + _RESERVE <= _free_memory() * _SHARE else "disk"
-    return "device" if inputs + output + _RESERVE <= _free_memory() * _SHARE else "disk"
+    total = sum(inputs.values())
+    if next(iter(inputs)).type == "cpu":
+        needed = total + sum(outputs.values()) + _RESERVE
+        return "device" if needed <= _free_memory() * _SHARE else "disk"
+    if all(
+        inputs[device] + outputs[device] + _RESERVE <= torch.cuda.mem_get_info(device)[0] * _SHARE
+        for device in inputs
+    ):
+        return "device"
+    return "host" if total + _RESERVE <= _free_memory() * _SHARE else "disk"
 
 
 def _free_memory() -> int:
@@ -54,9 +60,8 @@ def _free_memory() -> int:
 class Inputs:
     """The tensors of some models, laid out alike, at one of three places."""
 
-    def __init__(self, layout: Layout, residence: Residence, device: torch.device) -> None:
+    def __init__(self, layout: Layout, residence: Residence) -> None:
         self._layout = layout
-        self._device = device
         self.residence: Residence = residence
         self._buffers: list[tuple[torch.Tensor | None, ...]] = []
         self._flat: list[Mapping[str, torch.Tensor]] = []
@@ -70,9 +75,10 @@ class Inputs:
         if tensors is not None:
             self._flat.append(tensors)
             return tensors
-        pinned = self.residence == "host" and self._device.type == "cuda"
-        place = torch.device("cpu") if self.residence == "host" else self._device
-        self._buffers.append(allocate(self._layout, place, len(self._buffers), pinned))
+        on_gpu = any(block.device.type == "cuda" for block in self._layout.blocks)
+        pinned = self.residence == "host" and on_gpu
+        place = torch.device("cpu") if self.residence == "host" else None
+        self._buffers.append(allocate(self._layout, len(self._buffers), place, pinned))
         self._flat.append(views(self._layout, self._buffers[-1]))
         return self._flat[-1]
 
@@ -87,15 +93,16 @@ class Inputs:
     def pieces(
         self, block: int, inputs: Sequence[int], rows: slice, step: int | None = None
     ) -> Iterator[Piece]:
-        """Yield rows of a block, on the device, of some inputs: all that there are, or `step`.
+        """Yield rows of a block, on its device, of some inputs: all that there are, or `step`.
 
         What is yielded is overwritten when the iteration goes on.
         """
-        if self.residence == "device" or (self.residence == "host" and self._device.type == "cpu"):
+        near = self._layout.blocks[block].device.type == "cpu"
+        if self.residence == "device" or (self.residence == "host" and near):
             size = step or max(1, rows.stop - rows.start)
             for part in _parts(rows, size):
                 yield part, [_held(self._buffers[number][block])[part] for number in inputs]
-        elif self._device.type == "cpu":
+        elif near:
             for part in _parts(rows, min(step or _PIECE_ROWS, _PIECE_ROWS)):
                 stages = [self._stage(block, number, index) for index, number in enumerate(inputs)]
                 for number, stage in zip(inputs, stages, strict=True):
@@ -106,8 +113,9 @@ class Inputs:
 
     def _overlapped(self, block: int, inputs: Sequence[int], rows: slice) -> Iterator[Piece]:
         """Copy the next piece to the GPU on a stream of its own while the kernel works."""
-        copies = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        kernels = torch.cuda.current_stream(self._device)
+        device = self._layout.blocks[block].device
+        copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        kernels = torch.cuda.current_stream(device)
         copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         used = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         for turn, part in enumerate(_parts(rows, _PIECE_ROWS_CUDA)):
@@ -125,7 +133,7 @@ class Inputs:
             kernels.wait_event(copied[half])
             yield part, [stage[:size] for stage in stages]
             used[half].record(kernels)
-        torch.cuda.synchronize(self._device)  # the stages are free for the next block
+        torch.cuda.synchronize(device)  # the stages are free for the next block
 
     def _source(
         self, block: int, number: int, part: slice, turn: object, copied: torch.cuda.Event,
@@ -141,11 +149,12 @@ class Inputs:
         return stage[: part.stop - part.start]
 
     def _stage(self, block: int, number: int, turn: object, pinned: bool = False) -> torch.Tensor:
+        own = self._layout.blocks[block].device
         dtype = _held(self._layout.blocks[block].input_dtypes[number])
-        key = (dtype, turn, pinned)
+        key = (dtype, own, turn, pinned)
         if key not in self._stages:
-            rows = _PIECE_ROWS_CUDA if self._device.type == "cuda" else _PIECE_ROWS
-            device = torch.device("cpu") if pinned else self._device
+            rows = _PIECE_ROWS_CUDA if own.type == "cuda" else _PIECE_ROWS
+            device = torch.device("cpu") if pinned else own
             self._stages[key] = torch.zeros(
                 (rows, WIDTH), dtype=dtype, device=device, pin_memory=pinned
             )

@@ -15,6 +15,7 @@ import torch
 
 from evomerge.checkpoints import FLOATING, Checkpoint
 from evomerge.errors import CheckpointError
+from evomerge.spread import spread
 
 WIDTH = 1024
 MAX_ELEMENTS = 2**31 - WIDTH  # an element's index is an int32
@@ -41,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Block:
-    """Tensors of a group whose inputs have the same dtypes; buffers are [rows, WIDTH]."""
+    """Tensors of a group on one device, with inputs of the same dtypes; buffers [rows, WIDTH]."""
 
     group: int
     input_dtypes: tuple[torch.dtype | None, ...]  # None for an input that lacks the tensors
@@ -49,6 +50,7 @@ class Block:
     slots: tuple[Slot, ...]
     row_tensor: torch.Tensor  # int64 [rows]: number of the row's tensor in the group
     row_index: torch.Tensor  # int32 [rows]: index of the row's first element in its tensor
+    device: torch.device
 
     @property
     def rows(self) -> int:
@@ -76,12 +78,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """The tensors to merge, in groups and blocks, and the names of those that are copied."""
+    """The tensors to merge, in groups and blocks, and the names of those that are copied.
+
+    `devices` are those of all of them, by name.
+    """
 
     tensors: tuple[str, ...]
     groups: tuple[Group, ...]
     blocks: tuple[Block, ...]
     copied: tuple[str, ...]
+    devices: Mapping[str, torch.device]
 
     @cached_property
     def places(self) -> Mapping[str, tuple[int, Slot]]:
@@ -92,49 +98,49 @@ class Layout:
             for slot in block.slots
         }
 
-    def nbytes(self, which: int | None) -> int:
-        """Return the size of the buffers of input `which`, or of the output where None."""
-        dtypes = [
-            block.output_dtype if which is None else block.input_dtypes[which]
-            for block in self.blocks
-        ]
-        return sum(
-            block.rows * WIDTH * dtype.itemsize
-            for block, dtype in zip(self.blocks, dtypes, strict=True)
-            if dtype is not None
-        )
+    def nbytes(self, which: int | None, device: torch.device) -> int:
+        """Return the size of the buffers on a device of input `which`, of the output where None."""
+        total = 0
+        for block in self.blocks:
+            dtype = block.output_dtype if which is None else block.input_dtypes[which]
+            if dtype is not None and block.device == device:
+                total += block.rows * WIDTH * dtype.itemsize
+        return total
 
 
 def plan_layout(
     checkpoints: Sequence[Checkpoint],
     names: Sequence[str],
     result_dtype: str | None,
-    device: torch.device,
+    devices: Sequence[torch.device],
 ) -> Layout:
     """Lay out the tensors of checkpoints; `names` are tensors of the first.
 
     `result_dtype` None keeps the first checkpoint's dtype for each tensor. Tensors that are not
-    floating-point are copied from the first checkpoint. Raises CheckpointError for a tensor of
-    2^31 elements or more.
+    floating-point are copied from the first checkpoint. Over several devices they are spread by
+    layers. Raises CheckpointError for a tensor of 2^31 elements or more, and for more devices than
+    layers.
     """
+    sizes = {name: torch.Size(checkpoints[0].tensors[name].shape).numel() for name in names}
+    places = spread(sizes, devices)
     merged = tuple(name for name in names if checkpoints[0].tensors[name].floating)
-    alike: dict[tuple[tuple[torch.dtype | None, ...], torch.dtype], list[int]] = {}
+    alike: dict[tuple[tuple[torch.dtype | None, ...], torch.dtype, torch.device], list[int]] = {}
     held: dict[tuple[int, ...], list[int]] = {}
     for number, name in enumerate(merged):
         inputs = tuple(_dtype(checkpoint, name) for checkpoint in checkpoints)
         own = FLOATING[checkpoints[0].tensors[name].dtype]
         output: torch.dtype = getattr(torch, result_dtype or own)
-        alike.setdefault((inputs, output), []).append(number)
+        alike.setdefault((inputs, output, places[name]), []).append(number)
         held.setdefault(_present(inputs), []).append(number)
     groups = tuple(Group(tuple(members), inputs) for inputs, members in held.items())
     numbers = {inputs: number for number, inputs in enumerate(held)}
     blocks = tuple(
         _block(numbers[_present(inputs)], groups, inputs, output, members, merged, checkpoints[0],
                device)
-        for (inputs, output), members in alike.items()
+        for (inputs, output, device), members in alike.items()
     )  # fmt: skip
     copied = tuple(name for name in names if not checkpoints[0].tensors[name].floating)
-    return Layout(merged, groups, blocks, copied)
+    return Layout(merged, groups, blocks, copied, places)
 
 
 def _present(dtypes: Sequence[torch.dtype | None]) -> tuple[int, ...]:
@@ -174,15 +180,20 @@ def _block(
     place = {number: index for index, number in enumerate(groups[group].tensors)}
     row_tensor = torch.cat([torch.full((slot.rows,), place[slot.tensor]) for slot in slots])
     row_index = torch.cat([torch.arange(slot.rows, dtype=torch.int32) * WIDTH for slot in slots])
-    return Block(group, inputs, output, tuple(slots), row_tensor.to(device), row_index.to(device))
+    numbers, indices = row_tensor.to(device), row_index.to(device)
+    return Block(group, inputs, output, tuple(slots), numbers, indices, device)
 
 
 def allocate(
-    layout: Layout, device: torch.device, which: int | None = None, pinned: bool = False
+    layout: Layout,
+    which: int | None = None,
+    device: torch.device | None = None,
+    pinned: bool = False,
 ) -> tuple[torch.Tensor | None, ...]:
     """Return zeroed buffers, one per block: for input `which`, or for the output where None.
 
-    There is None for a block whose tensors the input lacks.
+    They lie where the blocks do, or on `device`. There is None for a block whose tensors the input
+    lacks.
     """
     dtypes = [
         block.output_dtype if which is None else block.input_dtypes[which]
@@ -191,7 +202,9 @@ def allocate(
     return tuple(
         None
         if dtype is None
-        else torch.zeros((block.rows, WIDTH), dtype=dtype, device=device, pin_memory=pinned)
+        else torch.zeros(
+            (block.rows, WIDTH), dtype=dtype, device=device or block.device, pin_memory=pinned
+        )
         for block, dtype in zip(layout.blocks, dtypes, strict=True)
     )
 

@@ -10,7 +10,7 @@ import functools
 import shutil
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -102,24 +102,28 @@ class Table:
     draw_spans: Spans = ()
     limits: tuple[str, ...] = ()
 
+    def to(self, device: torch.device) -> Table:
+        """Return the table on a device."""
+        draws = None if self.draws is None else self.draws.to(device)
+        return replace(self, numbers=self.numbers.to(device), draws=draws)
+
 
 def tabulate(
     kernel: Kernel,
     columns: Mapping[str, Array],
-    device: torch.device,
     probabilities: tuple[str, ...] = (),
     keys: random.Integers | None = None,
 ) -> Table:
     """Return the table of a plan's columns [T] or [M, T], with the masks' `keys` [T, M, 2]."""
     plain = {name: column for name, column in columns.items() if name not in probabilities}
     spans, numbers = _stacked({name: column.astype(np.float32) for name, column in plain.items()})
-    table = torch.from_numpy(numbers).to(device)
+    table = torch.from_numpy(numbers)
     if keys is None:
         return Table(kernel, table, spans)
     drawn = {"first": keys[:, :, 0].T, "second": keys[:, :, 1].T}
     drawn |= {name: random.limits(columns[name]) for name in probabilities}
     draw_spans, integers = _stacked(drawn)
-    draws = torch.from_numpy(integers).to(device)
+    draws = torch.from_numpy(integers)
     return Table(kernel, table, spans, draws, draw_spans, probabilities)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from evomerge import merge_methods
 from evomerge.checkpoints import ModelRef
@@ -51,7 +50,6 @@ class Planner:
     layout: Layout
     numbers: Mapping[ModelRef, int]
     statistics: InputStatistics
-    device: torch.device
 
     def number(self, ref: ModelRef) -> int:
         """Return the number of an input; raises RecipeError for one that is not loaded."""
@@ -113,13 +111,13 @@ class Planner:
                 (base, model, seed, at) for model, at in zip(present, positions, strict=True)
             )
         columns = checked(method, settings)
-        table = tabulate(method.kernel, columns, self.device, method.probabilities, keys)
+        table = tabulate(method.kernel, columns, method.probabilities, keys)
         return GroupPlan(method, base, present, table, ranks, lines, by_column)
 
     def _copy(self, group: Group, source: int) -> GroupPlan:
         """Plan to take the tensors of a group as they are in one input."""
         method = merge_methods.get("passthrough", Place("", RecipeError))
-        table = tabulate(method.kernel, {"scale": np.ones((1, len(group.tensors)))}, self.device)
+        table = tabulate(method.kernel, {"scale": np.ones((1, len(group.tensors)))})
         return GroupPlan(method, None, (source,), table)
 
     def _lacking(self, group: Group, recipe: Recipe, what: str) -> RecipeError:

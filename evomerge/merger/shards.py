@@ -18,7 +18,7 @@ import torch
 
 from evomerge.errors import CheckpointError
 from evomerge.headers import BITS, TensorInfo
-from evomerge.merger import tensor_digest
+from evomerge.merger.digests import tensor_digest
 from evomerge.tensor_files import StoredTensors
 
 

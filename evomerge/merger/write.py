@@ -28,8 +28,9 @@ from evomerge.devices import best_device
 from evomerge.errors import CheckpointError
 from evomerge.files import write_bytes
 from evomerge.layer_config import assembled_config
-from evomerge.merger import Merger, Progress, tensor_digest, weights_digest
+from evomerge.merger import Merger, Progress
 from evomerge.merger.card import model_card, recipe_history
+from evomerge.merger.digests import tensor_digest, weights_digest
 from evomerge.merger.shards import Entry, distribute, write_shard
 from evomerge.merger.side_files import carry, side_files
 from evomerge.merger.unfinished import Unfinished, unfinished

@@ -13,6 +13,8 @@ from evomerge.genome import Genome
 from evomerge.optimizers import Evaluated, OptimizerSettings
 from evomerge.optimizers._optuna import ReplayedSampler
 
+_PRELIMINARY = 512  # of Optuna's 2048 points that it looks at before it climbs from the best
+
 
 class Settings(OptimizerSettings):
     """The settings of the Gaussian process in a study file."""
@@ -40,6 +42,9 @@ def create(
     def make(seed: int) -> GPSampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            return GPSampler(seed=seed, n_startup_trials=settings.startup_trials)
+            sampler = GPSampler(seed=seed, n_startup_trials=settings.startup_trials)
+        if settings.lag > 1:  # a point costs as much more as there are trials under way
+            sampler._n_preliminary_samples = _PRELIMINARY
+        return sampler
 
     return ReplayedSampler(make, genome, seed, start, settings.lag)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from evomerge.compatibility import differences
-from evomerge.devices import best_device
+from evomerge.devices import best_devices
 from evomerge.errors import Place, StudyError, StudyFileError
 from evomerge.merger import Progress
 from evomerge.merger.inputs import Memory
@@ -102,7 +102,7 @@ def _launch(
     changes.refuse_existing(name, url, file)
     checked = check_study(file, machine.get("trust", False))
     if machine.get("elsewhere") is None:
-        best_device(machine.get("device"))  # before anything is written
+        best_devices(machine.get("device"))  # before anything is written
     with only_writer(name, url, watcher.note) as writer:
         changes.refuse_existing(name, url, file)
         record = {**changes.record(checked, source), "origin": origin}

@@ -115,7 +115,7 @@ def _begin(options: Mapping[str, Any], tries: int) -> None:
 
 
 class RayFleet:
-    """Actors that each have a core and a share of a GPU, none where there are no GPUs.
+    """Actors that each have a core and a share of a GPU, or several, none where there are no GPUs.
 
     Ray never restarts one nor calls it twice: that is the pool's to decide.
     """
@@ -123,31 +123,43 @@ class RayFleet:
     def __init__(self, elsewhere: Elsewhere, device: str | None) -> None:
         gpus = elsewhere.gpus
         if device is not None and device not in ("cpu", "cuda"):
-            raise StudyError(f"expected --device cpu or cuda with workers, got {device}")
+            raise StudyError(
+                f"expected --device cpu or cuda with workers, got {device}; with "
+                "--gpus-per-worker 2 each has two GPUs"
+            )
         there = ray.cluster_resources().get("GPU", 0)
         if gpus is None:
             gpus = 1.0 if device != "cpu" and there else 0.0
-        elif elsewhere.address is None and not there:
+        elif elsewhere.address is None and there < max(gpus, 1):
+            wanted = "a GPU" if gpus <= 1 else f"{gpus:g} GPUs"
             raise StudyError(
-                f"expected a GPU on this machine with --gpus-per-worker {gpus:g}, got none; "
-                "leave it out"
+                f"expected {wanted} on this machine with --gpus-per-worker {gpus:g}, got "
+                f"{there:g}; give fewer, or leave it out"
             )
         self._gpus = gpus
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)
         self._actor: Any = remote(Resident)
 
     def placed(self, study: Study) -> Study:
-        """Return the study as its workers run it: without a share of a GPU, on the CPU."""
+        """Return the study as its workers run it: without a share of a GPU, on the CPU.
+
+        With several GPUs the model is spread over them.
+        """
         device = study.device or (None if self._gpus else "cpu")
+        if device != "cpu" and self._gpus > 1:
+            device = ",".join(f"cuda:{number}" for number in range(int(self._gpus)))
         return Study(study.name, study.url, study.record, device, study.memory, study.trust)
 
     def room(self) -> int:
-        """Return how many workers all machines of the cluster have room for."""
-        whole = ray.cluster_resources()
-        cores = int(whole.get("CPU", 0))
-        if not self._gpus:
+        """Return how many workers the machines of the cluster have room for, each by itself."""
+        return sum(self._fit(node["Resources"]) for node in ray.nodes() if node["Alive"])
+
+    def _fit(self, node: Mapping[str, float]) -> int:
+        """Return how many workers fit a machine: as many as a GPU has shares, on each of them."""
+        cores, gpus, each = int(node.get("CPU", 0)), int(node.get("GPU", 0)), self._gpus
+        if not each:
             return cores
-        return min(cores, int(whole.get("GPU", 0)) * int(1 / self._gpus + 1e-9))
+        return min(cores, gpus * int(1 / each + 1e-9) if each <= 1 else gpus // int(each))
 
     def start(self) -> Any:
         """Start an actor, which waits for room."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from evomerge.checkpoints import Checkpoint, ModelRef
-from evomerge.devices import best_device
+from evomerge.devices import best_devices
 from evomerge.errors import CandidateError, Place, RecipeError
 from evomerge.evaluator import Evaluator, Split, TaskItems
 from evomerge.fitness import TaskScores
@@ -90,17 +90,17 @@ class Scorer:
         self._checkpoints = list(checkpoints)
         self._evaluator = Evaluator(tasks, tokenizer)
         self._evaluator.check_lengths(first.context)
-        self._device = best_device(device)
+        self._devices = best_devices(device)
         self._trust = trust
         self.merger = Merger(
             checkpoints,
             result_dtype=result_dtype,
-            device=self._device,
+            device=self._devices,
             memory=memory,
             progress=progress,
         )
         # Inputs that are streamed to a GPU can be run one at a time only, as candidates.
-        self._resident = self._device.type == "cpu" or self.merger.memory == "device"
+        self._resident = self._devices[0].type == "cpu" or self.merger.memory == "device"
         alone = any(getattr(task.kind, "NEEDS_MODULE", False) for task in tasks)
         self.side_by_side = self._resident and not alone  # whether an ensemble can be scored
 
@@ -111,21 +111,23 @@ class Scorer:
 
     @property
     def device(self) -> str:
-        """Where candidates are merged and run: cpu, or the name of a GPU."""
-        if self._device.type != "cuda":
-            return str(self._device)
-        return torch.cuda.get_device_name(self._device)
+        """Where candidates are merged and run: cpu, or the name of a GPU, or of several."""
+        names = [
+            torch.cuda.get_device_name(one) if one.type == "cuda" else str(one)
+            for one in self._devices
+        ]
+        return " + ".join(names)
 
     @cached_property
     def _candidate(self) -> LiveModel:
         folder = self._checkpoints[0].folder
-        return LiveModel(folder, self.merger.output, self._device, self._trust)
+        return LiveModel(folder, self.merger.output, self._devices[0], self._trust)
 
     @cached_property
     def _inputs(self) -> dict[ModelRef, LiveModel]:
         return {
             checkpoint.ref: LiveModel(
-                checkpoint.folder, self.merger.input(checkpoint.ref), self._device, self._trust
+                checkpoint.folder, self.merger.input(checkpoint.ref), self._devices[0], self._trust
             )
             for checkpoint in self._checkpoints
         }

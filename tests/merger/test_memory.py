@@ -180,7 +180,18 @@ def test_inputs_are_read_where_they_lie(family: Path) -> None:
 
 def test_where_inputs_lie_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "_free_memory", lambda: 10 << 30)
-    assert choose_memory("auto", 4 << 30, 3 << 30, CPU) == "device"
-    assert choose_memory("auto", 8 << 30, 3 << 30, CPU) == "disk"
-    assert choose_memory("disk", 1, 1, CPU) == "disk"
-    assert choose_memory("device", 1 << 50, 1, CPU) == "device"
+    assert choose_memory("auto", {CPU: 4 << 30}, {CPU: 3 << 30}) == "device"
+    assert choose_memory("auto", {CPU: 8 << 30}, {CPU: 3 << 30}) == "disk"
+    assert choose_memory("disk", {CPU: 1}, {CPU: 1}) == "disk"
+    assert choose_memory("device", {CPU: 1 << 50}, {CPU: 1}) == "device"
+
+
+def test_inputs_lie_on_several_gpus_where_each_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (torch.device(f"cuda:{number}") for number in range(2))
+    free = {small: 24 << 30, large: 80 << 30}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 0))
+    monkeypatch.setattr(inputs, "_free_memory", lambda: 100 << 30)
+    outputs = {small: 5 << 30, large: 5 << 30}
+    assert choose_memory("auto", {small: 15 << 30, large: 60 << 30}, outputs) == "device"
+    assert choose_memory("auto", {small: 18 << 30, large: 30 << 30}, outputs) == "host"
+    assert choose_memory("auto", {small: 18 << 30, large: 90 << 30}, outputs) == "disk"

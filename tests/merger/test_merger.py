@@ -9,7 +9,8 @@ from torch._dynamo.exc import TorchDynamoException
 
 from evomerge.checkpoints import ModelRef, open_checkpoint
 from evomerge.errors import RecipeError
-from evomerge.merger import Merger, materialize, tensor_digest
+from evomerge.merger import Merger, materialize
+from evomerge.merger.digests import tensor_digest
 from evomerge.merger.layout import WIDTH, plan_layout
 from evomerge.merger.materialize import ChosenKernel
 from tests.tiny_models import (
@@ -38,8 +39,8 @@ def ties(folder: Path, **fields: Any) -> dict[str, Any]:
 
 
 def test_rows_of_a_fixed_width(family: Path) -> None:
-    layout = plan_layout(opened(family, "base"), ["model.norm.weight", "lm_head.weight"], None,
-                         torch.device("cpu"))  # fmt: skip
+    names = ["model.norm.weight", "lm_head.weight"]
+    layout = plan_layout(opened(family, "base"), names, None, [torch.device("cpu")])
     (block,) = layout.blocks
     small, large = block.slots
     assert (small.rows, small.elements, small.shape) == (1, 20, (20,))

@@ -316,7 +316,8 @@ def test_unlike_devices_are_worth_a_note(
     [
         (["--deadline", "5"], "expected --workers or --ray with --deadline, got neither"),
         (["--gpus-per-worker", "0.5"], "expected --workers or --ray with --gpus-per-worker, got"),
-        (["--workers", "2", "--gpus-per-worker", "2"], "more than 0 and at most 1, got 2"),
+        (["--workers", "2", "--gpus-per-worker", "1.5"], "at most 1, or 2, 3 …, got 1.5"),
+        (["--workers", "2", "--gpus-per-worker", "0"], "more than 0 and at most 1, or 2, 3"),
         (["--workers", "2", "--deadline", "0"], "expected --deadline of more than 0 seconds"),
         (["--workers", "2"], "--workers and --ray need Ray; pip install 'evomerge[ray]'"),
     ],

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from evomerge.errors import StudyError
+from evomerge.study.resident import Study
 from evomerge.study.workers import Elsewhere
 from tests.conftest import run_cli
 from tests.study.fake_study import NAMES, contents
@@ -137,6 +138,34 @@ def test_a_node_of_a_cluster_dies_and_another_joins(study: Callable[[str], Path]
     same("s", "alone")
     logs = [one.read_text() for one in Path("runs/s/workers").glob("*.log")]
     assert len(logs) >= 2
+
+
+def test_gpus_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of two GPUs needs both on one machine, and has the model spread over them."""
+    from evomerge.study import ray_workers
+
+    def node(cores: float, gpus: float, alive: bool = True) -> dict[str, Any]:
+        return {"Alive": alive, "Resources": {"CPU": cores, "GPU": gpus}}
+
+    def placed(gpus: float | None, device: str | None = None) -> tuple[int, str | None]:
+        fleet = ray_workers.RayFleet(Elsewhere(address="auto", gpus=gpus), device)
+        return fleet.room(), fleet.placed(Study("s", None, {}, device, "auto", False)).device
+
+    nodes = [node(16, 5), node(3, 8), node(64, 64, alive=False)]
+    monkeypatch.setattr(ray_workers.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray_workers.ray, "cluster_resources", lambda: {"CPU": 19, "GPU": 13})
+    assert placed(None) == (5 + 3, None)
+    assert placed(0.25) == (16 + 3, None)
+    assert placed(2) == (2 + 3, "cuda:0,cuda:1")
+    assert placed(4, "cuda") == (1 + 2, "cuda:0,cuda:1,cuda:2,cuda:3")
+    assert placed(None, "cpu") == (19, "cpu")
+    monkeypatch.setattr(ray_workers.ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 1})
+    with pytest.raises(StudyError, match="expected 2 GPUs on this machine .* got 1; give fewer"):
+        ray_workers.RayFleet(Elsewhere(2, gpus=2), None)
+    with pytest.raises(
+        StudyError, match="got cuda:0,cuda:1; with --gpus-per-worker 2 each has two"
+    ):
+        ray_workers.RayFleet(Elsewhere(2), "cuda:0,cuda:1")
 
 
 def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
