@@ -34,7 +34,6 @@ from evomerge.proxy_tasks import sigmoid_of_margin
 from evomerge.recipe import Recipe, parse_recipe
 from evomerge.study.file import check_study, load_study_file
 from evomerge.study.store import Store
-from evomerge.temperature import by_rule
 from evomerge.zoo import FAMILY, build_zoo
 
 FAMILIES = {"no replay": 0.0, "4 % replay": 0.04}
@@ -142,7 +141,7 @@ def scores_of(measured: Measured) -> dict[str, Callable[[int], np.ndarray]]:
     return {
         "accuracy": lambda n: (measured.margin > 0).astype(float),
         **fixed,
-        "margin, τ by the rule": lambda n: margin([by_rule(size, n) for size in own]),
+        "margin, τ by the rule": lambda n: margin((4 / n) ** (1 / 3) * np.array(own) / 1.814),
         "probability of the answer": lambda n: measured.gold,
     }
 

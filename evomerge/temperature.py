@@ -10,7 +10,6 @@ import numpy as np
 from evomerge.proxy_tasks import ItemScores
 
 _LOGISTIC = math.pi / math.sqrt(3)  # standard deviation of the logistic distribution
-_MERGED = 0.7  # margins of merges are smaller than those of experts (benchmarks/fidelity.py)
 
 
 def temperature(experts: Sequence[ItemScores]) -> float | None:
@@ -19,17 +18,12 @@ def temperature(experts: Sequence[ItemScores]) -> float | None:
     Accuracy is one less the distribution function of the margins at 0, sigmoid(margin / τ) its
     kernel estimate. Of these the bandwidth (4 / n)^⅓ s is the rule for distributions that are near
     the normal one (Azzalini 1981, "A note on the estimation of a distribution function and
-    quantiles by a kernel method"); s is 0.7 times the median size of the best expert's margins, and
-    τ is the bandwidth over the standard deviation of the logistic distribution, π / √3.
+    quantiles by a kernel method"); s is the median size of the best expert's margins, and τ is the
+    bandwidth over the standard deviation of the logistic distribution, π / √3.
     """
     best = max(experts, key=lambda one: float(one.correct.mean()))
     if best.margins is None:
         return None
     size = float(np.median(np.abs(best.margins)))
-    found = by_rule(size, len(best.margins))
+    found = (4 / len(best.margins)) ** (1 / 3) * size / _LOGISTIC
     return found if math.isfinite(found) and found > 0 else None
-
-
-def by_rule(size: float, items: int) -> float:
-    """Return τ for so many items and the median size of an expert's margins; see temperature."""
-    return (4 / items) ** (1 / 3) * _MERGED * size / _LOGISTIC

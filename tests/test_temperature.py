@@ -16,7 +16,7 @@ def expert(margins: list[float] | np.ndarray) -> ItemScores:
 
 def test_by_hand() -> None:
     four = temperature([expert([1.0, -2.0, 3.0, 4.0])])
-    assert four == pytest.approx(0.7 * 2.5 * math.sqrt(3) / math.pi)
+    assert four == pytest.approx(2.5 * math.sqrt(3) / math.pi)
     many = temperature([expert([1.0, -2.0, 3.0, 4.0] * 8)])
     assert many == pytest.approx(four / 2)  # eight times the items
 
