@@ -155,9 +155,14 @@ def _prove_bound(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], fo
             )
 
 
-def unfit(model_class: type, folder: Path, problem: Exception) -> CheckpointError:
+def unfit(
+    model_class: type,
+    folder: Path,
+    problem: Exception,
+    hint: str = "such a model can be merged but not scored in memory",
+) -> CheckpointError:
     """Return the error of a model that cannot be made or run."""
     return CheckpointError(
         f"expected a model that {model_class.__name__} can run, got {_reason(problem)} "
-        f"in {folder}; such a model can be merged but not scored in memory"
+        f"in {folder}; {hint}"
     )

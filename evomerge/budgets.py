@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -28,6 +30,17 @@ class Budget:
 
 _CPU = Budget(tokens=512, worth=256, held=32768)  # activations that stay in a core's cache
 _GPU = Budget(tokens=16384, worth=1024, held=32768)
+
+
+class Holder(Protocol):
+    """What keeps memory that it can do without."""
+
+    def forget(self) -> None:
+        """Leave it to others."""
+        ...
+
+
+holders: weakref.WeakSet[Holder] = weakref.WeakSet()
 _halvings: dict[torch.device, int] = {}  # that a device's memory has asked for
 
 
@@ -51,5 +64,13 @@ def within_memory(device: torch.device, run: Callable[[Budget], T]) -> T:
                 "the long ones, or free memory"
             )
         _halvings[device] = half + 1  # the same for all that follows: batches decide last bits
-        if device.type == "cuda":
+        free(device)
+
+
+def free(device: torch.device) -> None:
+    """Leave to others what is kept in memory and can be done without."""
+    for holder in list(holders):
+        holder.forget()
+    if device.type == "cuda":
+        with contextlib.suppress(RuntimeError):  # after a failed recording it may refuse
             torch.cuda.empty_cache()

@@ -29,12 +29,19 @@ def best_device(name: str | None) -> torch.device:
     return device
 
 
+def _numbered(device: torch.device) -> torch.device:
+    """Return cuda as the GPU that it stands for."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 def best_devices(names: str | None) -> tuple[torch.device, ...]:
     """Return the devices to work on: those named, as in cuda:0,cuda:1, else the best one."""
     found = tuple(best_device(name) for name in (names or "").split(",") if name) or (
         best_device(None),
     )
-    if len({*found}) < len(found):
+    if len({_numbered(one) for one in found}) < len(found):
         raise CheckpointError(f"expected each device once, got {names!r}; name others, or one")
     if len({one.type for one in found}) > 1:
         raise CheckpointError(

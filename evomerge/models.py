@@ -23,9 +23,9 @@ class LiveModel:
 
     They are not copied: writing into the tensors changes the model. `tensors` are named as in the
     checkpoint at `folder`, whose config.json says what the model is. They lie on `device`, or as
-    spread.py has them on several, of which it is the first. Code that comes with the
-    checkpoint is run only where `trust` is set. Raises CheckpointError where the model class is
-    unknown or such code, does not take its parameters one to one from the tensors, or does not run.
+    spread.py has them on several, of which it is the first. Code that comes with the checkpoint is
+    run only where `trust` is set. Raises CheckpointError where the model class is unknown or such
+    code, does not take its parameters one to one from the tensors, or does not run.
     """
 
     def __init__(
@@ -36,7 +36,8 @@ class LiveModel:
         trust: bool = False,
     ) -> None:
         model, self.device = bound_model(folder, tensors, trust), device
-        if len({one.device for one in tensors.values()}) > 1:
+        spread_out = len({one.device for one in tensors.values()}) > 1
+        if spread_out:
             connect(model, device)
         else:
             model.to(device)
@@ -60,6 +61,9 @@ class LiveModel:
         try:
             found = self.classes(one, torch.ones_like(one)) if labels else self._probed(one)
         except Exception as problem:
+            if spread_out:
+                hint = "over several devices it may be what cannot run: name one"
+                raise unfit(model_class, folder, problem, hint) from None
             raise unfit(model_class, folder, problem) from None
         self._remembers = {False, True} if self._takes_cache else set()
         rows = model.get_input_embeddings() if labels else None
@@ -74,7 +78,7 @@ class LiveModel:
 
     @torch.inference_mode()
     def _probed(self, one: torch.Tensor) -> torch.Tensor:
-        """Return the logits of a token; a cache is given only where one comes back."""
+        """Return the logits of a token; no cache is asked for again where none comes back."""
         result = self._run(one, 1, **({"use_cache": True} if self._takes_cache else {}))
         self._takes_cache = self._takes_cache and "past_key_values" in result
         found: torch.Tensor = result.logits
@@ -91,8 +95,6 @@ class LiveModel:
                 f"expected a language model for a task that predicts tokens, got "
                 f"{type(self._model).__name__}; ask it in a task of the kind classification"
             )
-        if self._graphs is not None:
-            self._graphs.fit()
         if self._takes_keep:
             given["logits_to_keep"] = keep
         return self._model(input_ids=ids, **given)

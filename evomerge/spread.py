@@ -15,17 +15,25 @@ import torch
 from evomerge.errors import CheckpointError
 from evomerge.module_groups import tensor_names_by_layer
 
+_SMALL = 8  # a stack with less than one in so many parts of the largest is a head, say
+
 
 def spread(sizes: Mapping[str, int], devices: Sequence[torch.device]) -> dict[str, torch.device]:
     """Return the device of each tensor by its name; `sizes` are in bytes, or in anything else.
 
     Layers follow each other over the devices, each of which gets about as much as the others. All
-    of a layer is on one device. Raises CheckpointError where there are fewer layers than devices.
+    of a layer is on one device, and a small stack of them, as of a head, on the first. Raises
+    CheckpointError where there are fewer layers than devices.
     """
     found = dict.fromkeys(sizes, devices[0])
     layers: dict[tuple[str, int], list[str]] = {}
-    for name, layer in tensor_names_by_layer(sizes).items():
+    by_name = tensor_names_by_layer(sizes)
+    heavy: dict[str, int] = {}
+    for name, layer in by_name.items():
         if layer is not None:
+            heavy[layer[0]] = heavy.get(layer[0], 0) + sizes[name]
+    for name, layer in by_name.items():
+        if layer is not None and heavy[layer[0]] * _SMALL >= max(heavy.values()):
             layers.setdefault(layer, []).append(name)
     if len(devices) > max(1, len(layers)):
         raise CheckpointError(
@@ -57,7 +65,8 @@ def connect(model: torch.nn.Module, first: torch.device) -> None:
         if isinstance(stack, torch.nn.ModuleList) and not name.startswith(inside):
             inside += (f"{name}.",)
             for layer in stack:
-                place = next((one.device for one in layer.parameters()), first)
+                own = (*layer.parameters(), *layer.buffers())
+                place = next((one.device for one in own), first)
                 for part in layer.modules():
                     _settle(part, place)
                 layer.register_forward_pre_hook(_brought(place), with_kwargs=True)

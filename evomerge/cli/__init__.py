@@ -41,9 +41,17 @@ def main() -> None:
         hint = "use a machine with more"
         if {"search", "resume", "evaluate", "inspect"} & set(sys.argv[1:]):
             hint = "say where the input models may lie instead: --memory host or disk"
-            if "CUDA" in str(problem):
+            if _may_spread(problem):
                 hint += "; several GPUs may share a model: --device cuda:0,cuda:1"
         _end(f"memory does not suffice ({first_line(problem)[:160]}); free some, or {hint}")
+
+
+def _may_spread(problem: Exception) -> bool:
+    """Return whether a GPU lacked memory beside another that was not asked for."""
+    import torch
+
+    alone = not any("," in word for word in sys.argv)
+    return alone and "CUDA" in str(problem) and torch.cuda.device_count() > 1
 
 
 def _end(sentence: str) -> NoReturn:

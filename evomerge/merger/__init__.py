@@ -36,12 +36,12 @@ class Merger:
     The first of `checkpoints` says which tensors there are, and has the configuration and the
     integers; what another one lacks is merged from those that have it. `result_dtype` is that of
     the output; None keeps each tensor's dtype in the first checkpoint. Over several devices the
-    model is spread by layers, see spread.py. `memory` says where the
-    inputs lie: on the device, in host memory, or on disk, memory-mapped; `auto` takes the first
-    that they fit. `kernel` is fused by torch.compile or eager; `auto` compiles for models that are
-    worth it. Statistics of the inputs are kept on disk unless `keep` is false; `once` is for a
-    single candidate, and measures no more than it needs. Raises CheckpointError where inputs do not
-    fit each other or hold NaN or infinity.
+    model is spread by layers, see spread.py; statistics are measured on the first. `memory` says
+    where the inputs lie: on the device, in host memory, or on disk, memory-mapped; `auto` takes the
+    first that they fit. `kernel` is fused by torch.compile or eager; `auto` compiles for models
+    that are worth it. Statistics of the inputs are kept on disk unless `keep` is false; `once` is
+    for a single candidate, and measures no more than it needs. Raises CheckpointError where inputs
+    do not fit each other or hold NaN or infinity.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Merger:
     def _write(self, plan: GroupPlan, number: int, rows: slice, output: torch.Tensor) -> None:
         """Write some rows of a block into `output`, which begins with the first of them."""
         block = self._layout.blocks[number]
-        if plan.table is not None:
+        if plan.tables:
             try:
                 finite = self._run(plan, number, rows, output)
             except RuntimeError as problem:
@@ -222,8 +222,7 @@ class Merger:
 
     def _run(self, plan: GroupPlan, number: int, rows: slice, output: torch.Tensor) -> torch.Tensor:
         block = self._layout.blocks[number]
-        assert plan.table is not None
-        table = plan.table.to(block.device)
+        table = plan.tables[block.device]
         finite = torch.empty(rows.stop - rows.start, dtype=torch.float32, device=block.device)
         ranks = [self._rank_words(number, which) for which in plan.ranks]
         step = rows_at_once(self._kernel.fused, block.device)

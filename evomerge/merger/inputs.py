@@ -36,7 +36,7 @@ def choose_memory(
     if wanted != "auto":
         return wanted
     total = sum(inputs.values())
-    if next(iter(inputs)).type == "cpu":
+    if next(iter(inputs)).type != "cuda":
         needed = total + sum(outputs.values()) + _RESERVE
         return "device" if needed <= _free_memory() * _SHARE else "disk"
     if all(
@@ -118,11 +118,14 @@ class Inputs:
         kernels = torch.cuda.current_stream(device)
         copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         used = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+        halves = [
+            [self._stage(block, number, (index, half)) for index, number in enumerate(inputs)]
+            for half in range(2)
+        ]
+        copies.wait_stream(kernels)  # which new stages are zeroed on
         for turn, part in enumerate(_parts(rows, _PIECE_ROWS_CUDA)):
             half, size = turn % 2, part.stop - part.start
-            stages = [
-                self._stage(block, number, (index, half)) for index, number in enumerate(inputs)
-            ]
+            stages = halves[half]
             sources = [self._source(block, number, part, (index, half), copied[half], turn > 1)
                        for index, number in enumerate(inputs)]  # fmt: skip
             with torch.cuda.stream(copies):
@@ -150,11 +153,11 @@ class Inputs:
 
     def _stage(self, block: int, number: int, turn: object, pinned: bool = False) -> torch.Tensor:
         own = self._layout.blocks[block].device
+        device = torch.device("cpu") if pinned else own
         dtype = _held(self._layout.blocks[block].input_dtypes[number])
-        key = (dtype, own, turn, pinned)
+        key = (dtype, device, turn, pinned)
         if key not in self._stages:
             rows = _PIECE_ROWS_CUDA if own.type == "cuda" else _PIECE_ROWS
-            device = torch.device("cpu") if pinned else own
             self._stages[key] = torch.zeros(
                 (rows, WIDTH), dtype=dtype, device=device, pin_memory=pinned
             )

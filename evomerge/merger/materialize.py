@@ -161,7 +161,8 @@ def write_rows(
              table.draws, *rows)  # fmt: skip
         return
     dtypes = tuple(one.dtype for one in (output, *([] if base is None else [base]), *models))
-    run = _compiled(table.kernel, table.spans, table.draw_spans, table.limits, dtypes)
+    parts = table.kernel, table.spans, table.draw_spans, table.limits
+    run = _compiled(*parts, dtypes, output.device)
     for one in (table.numbers, table.draws, output, base, *models, *ranks, row_tensor, row_index,
                 finite):  # fmt: skip
         if one is not None:
@@ -176,10 +177,12 @@ def _compiled(
     draw_spans: Spans,
     limits: tuple[str, ...],
     dtypes: tuple[torch.dtype, ...],
+    device: torch.device,
 ) -> Run:
     # The compiler gives up on a function after eight variants, so each has code of its own.
     run = _bound(kernel, spans, draw_spans, limits)
-    name = f"{kernel.__module__.rpartition('.')[2]}_of_{len(dtypes) - 1}"
+    method = kernel.__module__.rpartition(".")[2]
+    name = f"{method}_of_{len(dtypes) - 1}_on_{device.type}{device.index or 0}"
     code = run.__code__.replace(co_name=name)
     own = types.FunctionType(code, run.__globals__, closure=run.__closure__)
     compiled: Run = torch.compile(own, options=_OPTIONS)

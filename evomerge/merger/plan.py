@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from evomerge import merge_methods
 from evomerge.checkpoints import ModelRef
@@ -25,14 +26,15 @@ Ranks = tuple[int, int, int, int]  # of what: base, model, seed, position
 class GroupPlan:
     """How to merge the tensors of a group.
 
-    `table` serves all of them in one pass, but for those of `lines` {tensor: settings}, which are
-    planned line by line, along columns or rows; it is None where they are all like that.
+    A table, on each device that some of them lie on, serves all of them in one pass, but for those
+    of `lines` {tensor: settings}, which are planned line by line, along columns or rows; there is
+    none where they are all like that.
     """
 
     method: MergeMethod
     base: int | None
     models: tuple[int, ...]
-    table: Table | None
+    tables: Mapping[torch.device, Table]
     ranks: tuple[Ranks, ...] = ()
     lines: Mapping[int, Mapping[str, Array]] = field(default_factory=dict)
     by_column: frozenset[int] = frozenset()
@@ -102,7 +104,7 @@ class Planner:
         }
         by_column = frozenset(np.array(own)[along == COLUMNS].tolist())
         if len(lines) == len(own):
-            return GroupPlan(method, base, present, None, (), lines, by_column)
+            return GroupPlan(method, base, present, {}, (), lines, by_column)
         keys = random.keys(seed, positions, names) if method.stochastic else None
         ranks: tuple[Ranks, ...] = ()
         if len(method.probabilities) > 1:
@@ -112,13 +114,17 @@ class Planner:
             )
         columns = checked(method, settings)
         table = tabulate(method.kernel, columns, method.probabilities, keys)
-        return GroupPlan(method, base, present, table, ranks, lines, by_column)
+        return GroupPlan(method, base, present, self._placed(group, table), ranks, lines, by_column)
+
+    def _placed(self, group: Group, table: Table) -> dict[torch.device, Table]:
+        names = (self.layout.tensors[tensor] for tensor in group.tensors)
+        return {place: table.to(place) for place in {self.layout.devices[name] for name in names}}
 
     def _copy(self, group: Group, source: int) -> GroupPlan:
         """Plan to take the tensors of a group as they are in one input."""
         method = merge_methods.get("passthrough", Place("", RecipeError))
         table = tabulate(method.kernel, {"scale": np.ones((1, len(group.tensors)))})
-        return GroupPlan(method, None, (source,), table)
+        return GroupPlan(method, None, (source,), self._placed(group, table))
 
     def _lacking(self, group: Group, recipe: Recipe, what: str) -> RecipeError:
         name = self.layout.tensors[group.tensors[0]]

@@ -143,7 +143,9 @@ class Pool:
     def first(self) -> Loaded:
         """Wait for the first worker to have loaded the models; returns what it says of itself."""
         room, wanted = self._fleet.room(), self._elsewhere.workers
-        if room < (wanted or 1):
+        if not room:
+            self._watcher.note("no machine has room for a worker; waiting for one that has")
+        elif room < (wanted or 1):
             self._watcher.note(f"there is room for {room} of {wanted or 1} workers, others wait")
         self._watcher.stage("workers: loading the models", 0, wanted or max(room, 1))
         while self._first is None:

@@ -134,7 +134,7 @@ class RayFleet:
             wanted = "a GPU" if gpus <= 1 else f"{gpus:g} GPUs"
             raise StudyError(
                 f"expected {wanted} on this machine with --gpus-per-worker {gpus:g}, got "
-                f"{there:g}; give fewer, or leave it out"
+                f"{there:g}; {'give fewer, or ' if there else ''}leave it out"
             )
         self._gpus = gpus
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0, max_task_retries=0)

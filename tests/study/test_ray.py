@@ -3,6 +3,7 @@
 tests/study/test_workers.py and test_pool.py have the many cases, without Ray.
 """
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -94,9 +95,10 @@ def test_workers_and_drivers_are_killed_and_nothing_changes(
     run_cli("search", path, "--name", "alone", cwd=Path.cwd())
 
     driver = started("search", path, "--name", "s", "--workers", 2)
-    until(driver, lambda: trials() > 5, "two workers died")
+    until(driver, lambda: trials() > 5 and len(actors(driver)) == 2, "two workers died")
     for one in actors(driver):
-        one.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     begun = trials()
     until(driver, lambda: trials() > begun + 3, "the driver died")
     left = actors(driver)
@@ -148,11 +150,14 @@ def test_two_studies_share_a_cluster_and_a_server(
         run_cli("search", path, "--name", f"{name}-alone", cwd=Path.cwd())
     whole = {"num_cpus": 2, "object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args=whole)
+    drivers: list[subprocess.Popen[bytes]] = []
     try:
         shared = ["--ray", cluster.address, "--workers", 1, "--storage", server]
         drivers = [started("search", paths[name], "--name", name, *shared) for name in names]
         ends = [driver.wait(300) for driver in drivers]
     finally:
+        for driver in drivers:
+            driver.kill()
         cluster.shutdown()
     assert ends == [0, 0], Path("driver.log").read_text()
     for name in names:

@@ -176,7 +176,9 @@ def small_memory(stack: ExitStack) -> None:
     def allocate(*given: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.96 GiB.")
 
-    _patch(stack).setattr(inputs, "allocate", allocate)
+    patch = _patch(stack)
+    patch.setattr(inputs, "allocate", allocate)
+    patch.setattr(torch.cuda, "device_count", lambda: 2)
 
 
 def port_8080(stack: ExitStack) -> None:
