@@ -26,12 +26,13 @@ import yaml
 from scipy.stats import spearmanr
 
 from evomerge.errors import Place, StudyFileError
-from evomerge.estimates import Ridge
+from evomerge.estimates import Ridge, informative
 from evomerge.fidelity import fidelity
 from evomerge.merger import Merger
 from evomerge.models import LiveModel
 from evomerge.proxy_tasks import sigmoid_of_margin
 from evomerge.recipe import Recipe, parse_recipe
+from evomerge.rivals import Estimator
 from evomerge.study.file import check_study, load_study_file
 from evomerge.study.store import Store
 from evomerge.zoo import FAMILY, build_zoo
@@ -40,6 +41,7 @@ FAMILIES = {"no replay": 0.0, "4 % replay": 0.04}
 SIZES = (16, 25, 32, 50, 100, 128, 250)  # items per task
 POOL = 512  # items that these are drawn from
 DRAWS = 20
+SEARCH = 256  # of the pool, what a study has from which racing chooses
 CALIBRATORS = 10  # first of the trials, by which anchors and regression know trials
 WIDE = 16.0  # a temperature at which no margin is lost to rounding
 PLACE = Place("the benchmark", StudyFileError)
@@ -172,6 +174,10 @@ def table_of(measured: Measured) -> dict[str, list[float]]:
     for name in ("margin, τ 0.5", "margin, τ by the rule"):
         for label, way in ways.items():
             note(f"{name}; {label}", partial(way, measured))
+    found["as racing asks"] = [
+        float(np.mean([rank(measured, by_racing(measured, n, draw)) for draw in range(DRAWS)]))
+        for n in SIZES
+    ]
     return found
 
 
@@ -218,6 +224,23 @@ def by_both(measured: Measured, scores: np.ndarray, items: np.ndarray, draw: int
         return regressed(known, anchors(known, len(items), draw), new)
 
     return by_tasks(measured, scores, estimated)
+
+
+def by_racing(measured: Measured, count: int, draw: int) -> np.ndarray:
+    """Estimate the trials' scores on a search split from the items that racing puts first."""
+    items = np.random.default_rng(draw).permutation(POOL)[:SEARCH]
+    margins = measured.margin[:, :, items]
+    tasks = range(margins.shape[1])
+    sizes = [np.median(np.abs(margins[one, task])) for task, one in enumerate(measured.experts)]
+    rule = (4 / SEARCH) ** (1 / 3) * np.array(sizes) / 1.814
+    score = sigmoid_of_margin(margins / rule[:, None], 1.0)
+    trials = np.flatnonzero(measured.trials)
+    known = np.r_[np.flatnonzero(~measured.trials), trials[:CALIBRATORS]]
+    seen = np.array([informative(score[known, task], draw)[:count] for task in tasks])
+    rows, right = (one.reshape(len(margins), -1) for one in (score, (margins > 0).astype(float)))
+    estimator = Estimator(rows[known], right[known], seen, SEARCH)
+    means = np.array([estimator.estimate(rows[one], right[one])[0] for one in trials])
+    return (means / score[measured.experts].mean(2).max(0)).mean(1)
 
 
 def regressed(known: np.ndarray, seen: np.ndarray, new: np.ndarray) -> np.ndarray:

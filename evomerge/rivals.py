@@ -79,7 +79,7 @@ class Rivals:
         self._objectives = objectives
         self._sigmas = sigmas
         self._exact = exact
-        self._models: dict[int, tuple[_Model, Vector]] = {}
+        self._models: dict[int, tuple[Estimator, Vector]] = {}
 
     def estimate(self, rung: int, scores: TaskScores) -> Estimate:
         """Estimate what a candidate that has answered the items of a rung would score on all."""
@@ -89,10 +89,10 @@ class Rivals:
         means, accuracies = map(self._by_task, model.estimate(*flat(scores, self.order)))
         return Estimate(means, accuracies, np.array(self._objectives(means)), errors)
 
-    def _trained(self, rung: int) -> tuple[_Model, Vector]:
+    def _trained(self, rung: int) -> tuple[Estimator, Vector]:
         """Return what estimates from the items of a rung, and its errors in the objectives."""
         seen = np.array([order[:rung] for order in self.order.values()])
-        model = _Model(self._score, self._correct, seen, self._size)
+        model = Estimator(self._score, self._correct, seen, self._size)
         left_out, means = (
             np.array([self._objectives(self._by_task(one)) for one in rows])
             for rows in (model.left_out, model.means)
@@ -109,8 +109,11 @@ class Rivals:
         return bool(exact.all() or (self._best > reach).all(axis=1).any())
 
 
-class _Model:
-    """Estimates the tasks' means over all items from those that are seen, int64 [tasks, rung]."""
+class Estimator:
+    """Estimates the tasks' means over all items from those that are seen, int64 [tasks, rung].
+
+    It is trained on rows that have answered all, float64 [rows, tasks * size].
+    """
 
     def __init__(self, score: Matrix, correct: Matrix, seen: Indices, size: int) -> None:
         tasks, rung = seen.shape
@@ -132,7 +135,10 @@ class _Model:
         return Ridge(score[:, self._seen.reshape(-1)], targets)
 
     def estimate(self, score: Vector, correct: Vector) -> tuple[Vector, Vector]:
-        """Return the estimated means of score and correctness of each task, in [0, 1]."""
+        """Return the estimated means of score and correctness of each task, in [0, 1].
+
+        Of the row's items, float64 [tasks * size], those that are not seen count for nothing.
+        """
         new = score[self._seen.reshape(-1)][None]
         found = []
         for model, values in ((self._mean, score), (self._accuracy, correct)):

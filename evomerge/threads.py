@@ -22,12 +22,17 @@ def use_threads(parameters: int) -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Run on one thread, which is as fast on small matrices and gives the same bits everywhere."""
+    """Run on one thread, which is as fast on small matrices and gives the same bits everywhere.
+
+    This goes for torch and for what NumPy and SciPy call.
+    """
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, "blas"):
+            yield
     finally:
         torch.set_num_threads(before)
