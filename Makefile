@@ -12,7 +12,7 @@ quickstart: .venv/.installed
 	else $(BIN)/evomerge search runs/zoo/study.yaml --name quickstart; fi
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
