@@ -133,8 +133,7 @@ def recipes_of(store: Store, checked: Any, candidates: int) -> list[tuple[str, R
 
 def scores_of(measured: Measured) -> dict[str, Callable[[int], np.ndarray]]:
     """Return the scores that are compared, each a function of the number of items per task."""
-    own = [np.median(np.abs(measured.margin[one, task, :POOL])) for task, one in
-           enumerate(measured.experts)]  # fmt: skip
+    pool = measured.margin[:, :, :POOL]
 
     def margin(temperature: Any) -> np.ndarray:
         return sigmoid_of_margin(measured.margin / np.reshape(temperature, (1, -1, 1)), 1.0)
@@ -143,9 +142,15 @@ def scores_of(measured: Measured) -> dict[str, Callable[[int], np.ndarray]]:
     return {
         "accuracy": lambda n: (measured.margin > 0).astype(float),
         **fixed,
-        "margin, τ by the rule": lambda n: margin((4 / n) ** (1 / 3) * np.array(own) / 1.814),
+        "margin, τ by the rule": lambda n: margin(rule(measured, pool, n)),
         "probability of the answer": lambda n: measured.gold,
     }
+
+
+def rule(measured: Measured, margins: np.ndarray, items: int) -> np.ndarray:
+    """Return the τ of each task for so many items, by its expert's margins on some."""
+    sizes = [np.median(np.abs(margins[one, task])) for task, one in enumerate(measured.experts)]
+    return (4 / items) ** (1 / 3) * np.array(sizes) / 1.814
 
 
 def table_of(measured: Measured) -> dict[str, list[float]]:
@@ -231,9 +236,7 @@ def by_racing(measured: Measured, count: int, draw: int) -> np.ndarray:
     items = np.random.default_rng(draw).permutation(POOL)[:SEARCH]
     margins = measured.margin[:, :, items]
     tasks = range(margins.shape[1])
-    sizes = [np.median(np.abs(margins[one, task])) for task, one in enumerate(measured.experts)]
-    rule = (4 / SEARCH) ** (1 / 3) * np.array(sizes) / 1.814
-    score = sigmoid_of_margin(margins / rule[:, None], 1.0)
+    score = sigmoid_of_margin(margins / rule(measured, margins, SEARCH)[:, None], 1.0)
     trials = np.flatnonzero(measured.trials)
     known = np.r_[np.flatnonzero(~measured.trials), trials[:CALIBRATORS]]
     seen = np.array([informative(score[known, task], draw)[:count] for task in tasks])

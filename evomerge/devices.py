@@ -38,9 +38,7 @@ def _numbered(device: torch.device) -> torch.device:
 
 def best_devices(names: str | None) -> tuple[torch.device, ...]:
     """Return the devices to work on: those named, as in cuda:0,cuda:1, else the best one."""
-    found = tuple(best_device(name) for name in (names or "").split(",") if name) or (
-        best_device(None),
-    )
+    found = tuple(map(best_device, [None] if names is None else names.split(",")))
     if len({_numbered(one) for one in found}) < len(found):
         raise CheckpointError(f"expected each device once, got {names!r}; name others, or one")
     if len({one.type for one in found}) > 1:

@@ -7,6 +7,7 @@ are many, need not be moved.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,33 +26,34 @@ def spread(sizes: Mapping[str, int], devices: Sequence[torch.device]) -> dict[st
     of a layer is on one device, and a small stack of them, as of a head, on the first. Raises
     CheckpointError where there are fewer layers than devices.
     """
-    found = dict.fromkeys(sizes, devices[0])
-    layers: dict[tuple[str, int], list[str]] = {}
     by_name = tensor_names_by_layer(sizes)
-    heavy: dict[str, int] = {}
+    own: Counter[tuple[str, int]] = Counter()
+    stacks: Counter[str] = Counter()
     for name, layer in by_name.items():
         if layer is not None:
-            heavy[layer[0]] = heavy.get(layer[0], 0) + sizes[name]
-    for name, layer in by_name.items():
-        if layer is not None and heavy[layer[0]] * _SMALL >= max(heavy.values()):
-            layers.setdefault(layer, []).append(name)
+            own[layer] += sizes[name]
+            stacks[layer[0]] += sizes[name]
+    least = max(stacks.values(), default=0) / _SMALL
+    layers = sorted(layer for layer in own if stacks[layer[0]] >= least)
     if len(devices) > max(1, len(layers)):
         raise CheckpointError(
             f"expected at most {max(1, len(layers))} devices, one for each layer of the model, got "
             f"{len(devices)}; name fewer"
         )
-    own = {layer: sum(sizes[name] for name in names) for layer, names in layers.items()}
-    share = sum(sizes.values()) / len(devices)
-    done = sum(sizes.values()) - sum(own.values())
-    which, held = 0, done
-    for number, layer in enumerate(sorted(layers)):
+    total = sum(sizes.values())
+    done = held = total - sum(own[layer] for layer in layers)
+    which, places = 0, {}
+    for number, layer in enumerate(layers):
         empty = len(devices) - 1 - which
-        full = held and done + own[layer] / 2 > share * (which + 1)
+        full = held and done + own[layer] / 2 > total / len(devices) * (which + 1)
         if empty and (full or len(layers) - number == empty):  # no device is left empty
             which, held = which + 1, 0
-        found |= dict.fromkeys(layers[layer], devices[which])
+        places[layer] = devices[which]
         done, held = done + own[layer], held + own[layer]
-    return found
+    return {
+        name: devices[0] if layer is None else places.get(layer, devices[0])
+        for name, layer in by_name.items()
+    }
 
 
 def connect(model: torch.nn.Module, first: torch.device) -> None:

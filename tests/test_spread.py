@@ -124,6 +124,7 @@ def test_devices_that_are_named() -> None:
     for names, sentence in [
         ("cpu,cpu", "expected each device once, got 'cpu,cpu'"),
         ("cpu,meta", "expected devices of one kind, got 'cpu,meta'"),
+        ("cpu,", "expected a device such as cpu, cuda or cuda:1, got ''"),
         ("cpu,gpu", "expected a device such as cpu, cuda or cuda:1, got 'gpu'"),
     ]:
         with pytest.raises(CheckpointError, match=sentence):
