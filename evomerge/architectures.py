@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from evomerge.adjacent import whole
 from evomerge.errors import CheckpointError, first_line
+from evomerge.fused import fused_parameters
 from evomerge.headers import read_json
 from evomerge.tokenizer_files import brings_code, untrusted
 
@@ -21,13 +24,14 @@ def bound_model(
 ) -> PreTrainedModel:
     """Return the model that config.json in `folder` describes, its parameters the given tensors.
 
-    They are not copied. Buffers that are not stored lie on the CPU. Raises CheckpointError where
-    the model class is unknown or its code not trusted, or where it does not take its parameters one
-    to one from the tensors.
+    They are not copied; those of a fused parameter lie end to end. Buffers that are not stored lie
+    on the CPU. Raises CheckpointError where the model class is unknown or its code not trusted, or
+    where it does not take its parameters one to one from the tensors.
     """
     config = _config(folder, trust)
     model_class = _model_class(config, folder, trust)
     try:
+        tensors = _joined(_blueprint(model_class, config), tensors)
         model = _bound(model_class, config, tensors)
     except Exception as problem:  # the library raises whatever its classes raise
         raise unfit(model_class, folder, problem) from None
@@ -46,8 +50,7 @@ def check_runnable(
     config = _config(folder, trust)
     model_class = _model_class(config, folder, trust)
     try:
-        with torch.device("meta"):
-            model = model_class(config)
+        model = _blueprint(model_class, config)
     except Exception as problem:  # the library raises whatever its classes raise
         raise unfit(model_class, folder, problem) from None
     for name, parameter in model.named_parameters():
@@ -56,6 +59,21 @@ def check_runnable(
                 f"expected {name} of shape {list(parameter.shape)} as {folder}/config.json says, "
                 f"got {list(shapes[name])} in the weights; copy both from the model's source again"
             )
+
+
+def end_to_end(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], trust: bool = False
+) -> list[tuple[str, ...]]:
+    """Return which of a checkpoint's tensors are to lie end to end, to be one parameter each run.
+
+    `shapes` are the tensors', by name. Raises as `check_runnable`.
+    """
+    config = _config(folder, trust)
+    model_class = _model_class(config, folder, trust)
+    try:
+        return [*fused_parameters(_blueprint(model_class, config), shapes).values()]
+    except Exception as problem:  # the library raises whatever its classes raise
+        raise unfit(model_class, folder, problem) from None
 
 
 def is_classifier(folder: Path) -> bool:
@@ -115,6 +133,27 @@ def _reference(config: Any, architecture: object) -> str | None:
     own = {name: one for name, one in listed.items() if isinstance(one, str)}
     named = [one for one in own.values() if one.rpartition(".")[2] == architecture]
     return named[0] if named else own.get("AutoModelForCausalLM")
+
+
+def _blueprint(model_class: Any, config: Any) -> PreTrainedModel:
+    """Return a model without memory."""
+    with torch.device("meta"):
+        model: PreTrainedModel = model_class(copy.deepcopy(config))
+    return model
+
+
+def _joined(
+    blueprint: PreTrainedModel, tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return tensors with those that are one parameter as one, by its name."""
+    found = dict(tensors)
+    shapes = {name: tuple(one.shape) for name, one in tensors.items()}
+    for parameter, names in fused_parameters(blueprint, shapes).items():
+        joined = whole([found.pop(name) for name in names], blueprint.state_dict()[parameter].shape)
+        if joined is None:
+            raise ValueError(f"the tensors of {parameter} do not lie end to end")
+        found[parameter] = joined
+    return found
 
 
 def _bound(model_class: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -> PreTrainedModel:

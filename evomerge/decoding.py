@@ -192,11 +192,16 @@ def greedy(
     most = np.array(longest)
     if model.context is not None:
         most = np.minimum(most, model.context - lengths)
+    sizes = np.unique(lengths)
+    if len(sizes) == 1 or model.pads():
+        groups = [np.arange(len(prompts))]
+    else:
+        groups = [np.flatnonzero(lengths == size) for size in sizes]
 
     def run(budget: Budget) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in prompts]
         rows = budget.logits // model.vocabulary  # a step has a row of logits for each
-        for batch in batches.alike((lengths + most).tolist(), budget.held, rows):
+        for batch in _alike(groups, lengths + most, budget.held, rows):
 
             def ended(row: int, new: list[int], batch: list[int] = batch) -> bool:
                 return len(new) >= most[batch[row]] or finished(batch[row], new)
@@ -207,6 +212,15 @@ def greedy(
         return found
 
     return within_memory(model.device, run)
+
+
+def _alike(
+    groups: Sequence[Integers], lengths: Integers, most: int, rows: int
+) -> Iterator[list[int]]:
+    """Yield batches of like lengths, see batches.py, within groups of numbers."""
+    for group in groups:
+        for batch in batches.alike(lengths[group].tolist(), most, rows):
+            yield group[batch].tolist()
 
 
 @dataclass(frozen=True)

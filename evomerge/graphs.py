@@ -247,7 +247,7 @@ class Graphs:
             held = frame.load(cache, mask.shape[1] - 1)
             found = held.step(ids, mask)
             each = (found, frame.turned(len(ids)))
-            sound = all(_close(one, expected, frame.dtype) for one in each)
+            sound = all(same_logits(one, expected, frame.dtype) for one in each)
         except Exception as problem:  # the library, its models and CUDA raise what they raise
             lacking = _lacks_memory(problem)
             self._chances = self._chances - 1 if lacking else 0
@@ -301,7 +301,7 @@ def _rounded(number: int) -> int:
     return power * 3 // 4 if 4 * number <= 3 * power and power > 2 else power
 
 
-def _close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+def same_logits(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
     """Return whether logits [B, V] differ by no more than rounding in `dtype` may make them."""
     expected = expected.float()
     spread = expected.amax(dim=1, keepdim=True) - expected.amin(dim=1, keepdim=True)

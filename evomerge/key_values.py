@@ -7,10 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 # Attention that sees all before it, or a window of it; states of other kinds go on token by token.
 _WHOLE, _WINDOW = "DynamicLayer", "DynamicSlidingWindowLayer"
+
+
+def is_known(state: object) -> bool:
+    """Return whether a state is a cache of the library at large, and not of one of its models.
+
+    Those may hold what choosing rows forgets.
+    """
+    own: str = Cache.__module__
+    return type(state).__module__ == own
 
 
 def goes_on(state: Any, gaps: bool) -> bool:
@@ -18,8 +27,8 @@ def goes_on(state: Any, gaps: bool) -> bool:
 
     A window is counted in places, padding among them.
     """
-    layers = {type(layer).__name__ for layer in getattr(state, "layers", [None])}
-    return layers <= ({_WHOLE} if gaps else {_WHOLE, _WINDOW})
+    known = {_WHOLE} if gaps else {_WHOLE, _WINDOW}
+    return type(state) is DynamicCache and {type(one).__name__ for one in state.layers} <= known
 
 
 def followed(state: Any, rows: torch.Tensor) -> Any:
@@ -145,7 +154,9 @@ def joined(parts: Sequence[tuple[Any, torch.Tensor]], lengths: Sequence[int]) ->
             _beside([layers[depth].values[row, :, :length] for (layers, row), length in each]),
             seen=max(lengths),
         )
-        for depth in range(len(found.layers))
+        if layer.keys is not None  # of fewer layers than the configuration counts
+        else copy.copy(layer)
+        for depth, layer in enumerate(found.layers)
     ]
     return found
 

@@ -67,6 +67,13 @@ class LanguageModel(Protocol):
         """Return the cache of a step for the rows int64 [n] alone, which go on."""
         ...
 
+    def pads(self) -> bool:
+        """Return whether padding on the left of steps changes nothing, as where positions are told.
+
+        Where it does, as where they are counted with it, only equal lengths go side by side.
+        """
+        ...
+
     def classes(
         self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -128,6 +135,10 @@ class Ensemble:
         """See LanguageModel."""
         caches = cache if isinstance(cache, list) else []
         return [member.keep(one, rows) for member, one in zip(self._members, caches, strict=True)]
+
+    def pads(self) -> bool:
+        """See LanguageModel."""
+        return all(member.pads() for member in self._members)
 
     @torch.inference_mode()
     def classes(

@@ -12,10 +12,12 @@ import torch
 from evomerge import key_values
 from evomerge.architectures import bound_model, is_classifier, is_classifier_name, unfit
 from evomerge.errors import CheckpointError, DataError
-from evomerge.graphs import Graphs, Held, suits
+from evomerge.graphs import Graphs, Held, same_logits, suits
 from evomerge.language_model import Past
 from evomerge.spread import connect
 from evomerge.tokenizer_files import Tokenizer, read_tokenizer
+
+_PROBE = 12  # tokens by which it is found out whether padding changes something
 
 
 class LiveModel:
@@ -46,6 +48,7 @@ class LiveModel:
         text = config.get_text_config()
         longest: int | None = getattr(text, "max_position_embeddings", None)
         self.context = _positions(model) or longest
+        self._dtype = model.dtype
         self._pad: int | None = getattr(text, "pad_token_id", None)
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
@@ -55,6 +58,7 @@ class LiveModel:
         self.labels: tuple[str, ...] = tuple(str(labels[index]) for index in sorted(labels))
         self._takes_cache = "past_key_values" in accepted and not labels
         self._graphs: Graphs | None = None
+        self._pads: bool | None = None
         # Without an end, an encoder-decoder classifies nothing.
         end = getattr(text, "eos_token_id", None)
         one = torch.full((1, 1), end if isinstance(end, int) else 0, device=device)
@@ -78,9 +82,10 @@ class LiveModel:
 
     @torch.inference_mode()
     def _probed(self, one: torch.Tensor) -> torch.Tensor:
-        """Return the logits of a token; no cache is asked for again where none comes back."""
+        """Return the logits of a token; a cache is asked for again where a known one comes back."""
         result = self._run(one, 1, **({"use_cache": True} if self._takes_cache else {}))
-        self._takes_cache = self._takes_cache and "past_key_values" in result
+        known = key_values.is_known(result.get("past_key_values"))
+        self._takes_cache = self._takes_cache and known
         found: torch.Tensor = result.logits
         return found
 
@@ -155,6 +160,30 @@ class LiveModel:
             return cache.leave(rows)
         cache.reorder_cache(rows)
         return cache
+
+    @torch.inference_mode()
+    def pads(self) -> bool:
+        """See LanguageModel; it is found out once, as soon as weights give finite numbers."""
+        if self._pads is None:
+            size = min(_PROBE, self.context or _PROBE)
+            ids = torch.arange(size, device=self.device)[None] % self.vocabulary
+            half = size // 2
+            mask = (torch.arange(size, device=self.device)[None] >= half // 2).long()
+            found = self._steps(ids, mask, half)
+            expected = self._steps(ids[:, half // 2 :], mask[:, half // 2 :], half - half // 2)
+            if not expected.isfinite().all():
+                return False
+            self._pads = same_logits(found, expected, self._dtype)
+        return self._pads
+
+    def _steps(self, ids: torch.Tensor, mask: torch.Tensor, first: int) -> torch.Tensor:
+        """Return the logits [T - first + 1, V] of steps: the first tokens, then each other one."""
+        logits, cache = self._plain(ids[:, :first], mask[:, :first], None)
+        found = [logits]
+        for end in range(first + 1, ids.shape[1] + 1):
+            logits, cache = self._plain(ids[:, end - 1 : end], mask[:, :end], cache)
+            found.append(logits)
+        return torch.cat(found)
 
     @torch.inference_mode()
     def classes(

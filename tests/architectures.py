@@ -8,6 +8,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from evomerge.adjacent import packed
+from evomerge.architectures import end_to_end
 from evomerge.checkpoints import ModelRef, open_checkpoint
 from evomerge.errors import CheckpointError, Place
 from evomerge.models import LiveModel
@@ -40,6 +42,9 @@ CONFIGS = {
         vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.4,
         bos_token_id=None, eos_token_id=None, pad_token_id=0,
     ),
+    "mixtral": transformers.MixtralConfig(  # experts that are one parameter
+        **_SIZES, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2
+    ),
     "mamba": transformers.MambaConfig(  # no key-value cache
         vocab_size=VOCABULARY, hidden_size=32, state_size=4, num_hidden_layers=2,
         initializer_range=0.4, bos_token_id=None, eos_token_id=None, pad_token_id=0,
@@ -64,9 +69,11 @@ def reference(folder: Path, dtype: str = "float32") -> torch.nn.Module:
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Read a model's tensors."""
+    """Read a model's tensors, as a live model has them: those of experts end to end."""
     checkpoint = open_checkpoint(ModelRef(str(folder)), Place("test", CheckpointError))
-    return dict(checkpoint.read(checkpoint.tensors))
+    found = dict(checkpoint.read(checkpoint.tensors))
+    shapes = {name: tuple(one.shape) for name, one in found.items()}
+    return found | packed(found, end_to_end(folder, shapes))
 
 
 def live(folder: Path) -> LiveModel:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,8 +19,15 @@ from evomerge.budgets import Budget
 from evomerge.decoding import Forced, TokenSequence, greedy, teacher_force
 from evomerge.errors import DataError
 from evomerge.language_model import Ensemble, LanguageModel, Past
-from evomerge.models import load_tokenizer
-from tests.architectures import CONFIGS, VOCABULARY, live, reference, save_random
+from evomerge.models import LiveModel, load_tokenizer
+from tests.architectures import (
+    CONFIGS,
+    VOCABULARY,
+    live,
+    reference,
+    save_random,
+    tensors_of,
+)
 
 CPU = torch.device("cpu")
 
@@ -88,6 +96,7 @@ class Spy:
         self._model = model
         self.device, self.vocabulary, self.context = model.device, model.vocabulary, model.context
         self.step, self.keep, self.join, self.tokens = model.step, model.keep, model.join, 0
+        self.pads = model.pads
 
     def logits(self, ids: torch.Tensor, keep: int, past: Past | None = None) -> torch.Tensor:
         self.tokens += ids.numel()
@@ -269,6 +278,9 @@ class Counting:
 
     def keep(self, cache: object, rows: torch.Tensor) -> object:
         raise NotImplementedError
+
+    def pads(self) -> bool:
+        return True
 
 
 def test_a_large_vocabulary_is_taken_in_small_batches() -> None:
@@ -500,6 +512,44 @@ def test_attention_that_counts_places_sees_no_padding_among_tokens(
     prompts = [(1, *one.ids) for one in ragged(12, longest=20, seed=3)]
     found = greedy(model, prompts, [8] * 12, lambda _, tokens: False)
     assert found == [generated(plain, prompt, 8, None) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.BartConfig(  # counts positions with what pads
+            vocab_size=VOCABULARY, d_model=32, decoder_layers=2, decoder_attention_heads=4,
+            decoder_ffn_dim=48, max_position_embeddings=64, is_decoder=True,
+            is_encoder_decoder=False, init_std=0.4, pad_token_id=None, bos_token_id=None,
+            eos_token_id=None, decoder_start_token_id=None, forced_eos_token_id=None,
+        ),
+        transformers.RwkvConfig(  # has a state that padding changes
+            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, bos_token_id=None,
+            eos_token_id=None,
+        ),
+    ],
+)  # fmt: skip
+def test_prompts_that_cannot_be_padded_go_beside_those_as_long(
+    config: transformers.PreTrainedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONFIGS, "no padding", config)
+    model = live(save_random(tmp_path, "no padding"))
+    plain = reference(tmp_path)
+    assert not model.pads()
+    prompts = [(1, *one.ids) for one in ragged(30, longest=9, seed=3)]
+    expected = [generated(plain, prompt, 8, None) for prompt in prompts]
+    both = greedy(Ensemble([model, model]), prompts, [8] * 30, lambda _, tokens: False)
+    assert greedy(model, prompts, [8] * 30, lambda _, tokens: False) == expected == both
+
+
+def test_whether_padding_matters_is_asked_of_weights_with_sense(tmp_path: Path) -> None:
+    tensors = tensors_of(save_random(tmp_path, "llama"))
+    norm = tensors["model.norm.weight"]
+    kept, model = norm.clone(), LiveModel(tmp_path, tensors, CPU)
+    norm.fill_(math.nan)
+    assert not model.pads()
+    norm.copy_(kept)
+    assert model.pads()
 
 
 def test_what_some_prompts_begin_with_is_read_once(tmp_path: Path) -> None:

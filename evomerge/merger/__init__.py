@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from evomerge.adjacent import packed
 from evomerge.checkpoints import Checkpoint, ModelRef, open_checkpoint
 from evomerge.compatibility import check_alike
 from evomerge.errors import CandidateError, CheckpointError, Place
@@ -40,7 +41,8 @@ class Merger:
     where the inputs lie: on the device, in host memory, or on disk, memory-mapped; `auto` takes the
     first that they fit. `kernel` is fused by torch.compile or eager; `auto` compiles for models
     that are worth it. Statistics of the inputs are kept on disk unless `keep` is false; `once` is
-    for a single candidate, and measures no more than it needs. Raises CheckpointError where inputs
+    for a single candidate, and measures no more than it needs. Of the output, and of inputs, the
+    tensors of each of `runs` lie end to end. Raises CheckpointError where inputs
     do not fit each other or hold NaN or infinity.
     """
 
@@ -54,13 +56,15 @@ class Merger:
         kernel: KernelChoice = "auto",
         keep: bool = True,
         once: bool = False,
+        runs: Sequence[Sequence[str]] = (),
         progress: Progress = lambda text, done, total: None,
     ) -> None:
         devices = [torch.device(device)] if isinstance(device, str | torch.device) else list(device)
         self.device = devices[0]
         names = check_alike(checkpoints)
         self._checkpoints = tuple(checkpoints)
-        self._layout = plan_layout(checkpoints, names, result_dtype, devices)
+        self._layout = plan_layout(checkpoints, names, result_dtype, devices, runs)
+        self._runs = runs
         outputs = {one: self._layout.nbytes(None, one) for one in devices}
         every = range(len(checkpoints))
         sizes = {one: sum(self._layout.nbytes(n, one) for n in every) for one in devices}
@@ -157,12 +161,22 @@ class Merger:
     @cached_property
     def output(self) -> Mapping[str, torch.Tensor]:
         """The tensors of the candidate, views of the one output; integers as in the inputs."""
-        return {**views(self._layout, self._output), **self._copied}
+        return {**self._rows, **self._moved, **self._copied}
+
+    @cached_property
+    def _rows(self) -> dict[str, torch.Tensor]:
+        return views(self._layout, self._output)
+
+    @cached_property
+    def _moved(self) -> dict[str, torch.Tensor]:
+        """What lies elsewhere than it is written: small tensors of runs that fill no row."""
+        return packed(self._rows, self._runs)
 
     def input(self, ref: ModelRef) -> Mapping[str, torch.Tensor]:
         """Return the tensors of one input where they lie; what it lacks is the first one's."""
         own = self._inputs.tensors(self._planner.number(ref))
-        return {**self._inputs.tensors(0), **own, **self._copied}
+        found = {**self._inputs.tensors(0), **own}
+        return {**found, **packed(found, self._runs), **self._copied}
 
     def materialize(self, recipe: Recipe) -> Mapping[str, torch.Tensor]:
         """Write the candidate of a recipe into the output and return its tensors.
@@ -173,6 +187,8 @@ class Merger:
         plans = self._planner.plan(recipe)
         for number, block in enumerate(self._layout.blocks):
             self._write(plans[block.group], number, slice(0, block.rows), self._output[number])
+        for name, tensor in self._moved.items():
+            tensor.copy_(self._rows[name])
         self._kernel.merged()
         return self.output
 

@@ -113,25 +113,30 @@ def plan_layout(
     names: Sequence[str],
     result_dtype: str | None,
     devices: Sequence[torch.device],
+    runs: Sequence[Sequence[str]] = (),
 ) -> Layout:
     """Lay out the tensors of checkpoints; `names` are tensors of the first.
 
     `result_dtype` None keeps the first checkpoint's dtype for each tensor. Tensors that are not
     floating-point are copied from the first checkpoint. Over several devices they are spread by
-    layers. Raises CheckpointError for a tensor of 2^31 elements or more, and for more devices than
-    layers.
+    layers. The tensors of each of `runs` follow one another, where they go into one block. Raises
+    CheckpointError for a tensor of 2^31 elements or more, and for more devices than layers.
     """
     sizes = {name: torch.Size(checkpoints[0].tensors[name].shape).numel() for name in names}
     places = spread(sizes, devices)
     merged = tuple(name for name in names if checkpoints[0].tensors[name].floating)
     alike: dict[tuple[tuple[torch.dtype | None, ...], torch.dtype, torch.device], list[int]] = {}
     held: dict[tuple[int, ...], list[int]] = {}
+    inputs_of = {
+        name: tuple(_dtype(checkpoint, name) for checkpoint in checkpoints) for name in merged
+    }
     for number, name in enumerate(merged):
-        inputs = tuple(_dtype(checkpoint, name) for checkpoint in checkpoints)
+        held.setdefault(_present(inputs_of[name]), []).append(number)
+    for number in _in_runs(merged, runs):
+        name = merged[number]
         own = FLOATING[checkpoints[0].tensors[name].dtype]
         output: torch.dtype = getattr(torch, result_dtype or own)
-        alike.setdefault((inputs, output, places[name]), []).append(number)
-        held.setdefault(_present(inputs), []).append(number)
+        alike.setdefault((inputs_of[name], output, places[name]), []).append(number)
     groups = tuple(Group(tuple(members), inputs) for inputs, members in held.items())
     numbers = {inputs: number for number, inputs in enumerate(held)}
     blocks = tuple(
@@ -141,6 +146,14 @@ def plan_layout(
     )  # fmt: skip
     copied = tuple(name for name in names if not checkpoints[0].tensors[name].floating)
     return Layout(merged, groups, blocks, copied, places)
+
+
+def _in_runs(names: Sequence[str], runs: Sequence[Sequence[str]]) -> list[int]:
+    """Return the numbers of names, those of a run from where its first one stands."""
+    numbers = {name: number for number, name in enumerate(names)}
+    runs_of = {name: run for run in runs for name in run}
+    order = (one for name in names for one in runs_of.get(name, (name,)))
+    return [numbers[name] for name in dict.fromkeys(order)]
 
 
 def _present(dtypes: Sequence[torch.dtype | None]) -> tuple[int, ...]:

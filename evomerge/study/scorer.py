@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from evomerge.architectures import end_to_end
 from evomerge.checkpoints import Checkpoint, ModelRef
 from evomerge.devices import best_devices
 from evomerge.errors import CandidateError, Place, RecipeError
@@ -92,15 +93,20 @@ class Scorer:
         self._evaluator.check_lengths(first.context)
         self._devices = best_devices(device)
         self._trust = trust
+        shapes = {name: info.shape for name, info in first.tensors.items()}
+        runs = end_to_end(first.folder, shapes, trust)
         self.merger = Merger(
             checkpoints,
             result_dtype=result_dtype,
             device=self._devices,
             memory=memory,
+            runs=runs,
             progress=progress,
         )
-        # Inputs that are streamed to a GPU can be run one at a time only, as candidates.
-        self._resident = self._devices[0].type == "cpu" or self.merger.memory == "device"
+        # Inputs that are streamed to a GPU can be run one at a time only, as candidates, and so can
+        # those on disk whose experts do not lie there as a model has them.
+        near = self._devices[0].type == "cpu" and not (runs and self.merger.memory == "disk")
+        self._resident = near or self.merger.memory == "device"
         alone = any(getattr(task.kind, "NEEDS_MODULE", False) for task in tasks)
         self.side_by_side = self._resident and not alone  # whether an ensemble can be scored
 

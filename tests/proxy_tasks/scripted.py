@@ -59,6 +59,9 @@ class Scripted:
     def keep(self, cache: torch.Tensor, rows: torch.Tensor) -> object:
         return cache[rows]
 
+    def pads(self) -> bool:
+        return True
+
 
 def _after_past(ids: torch.Tensor, past: Past | None) -> torch.Tensor:
     if past is None:
