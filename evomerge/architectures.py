@@ -76,6 +76,36 @@ def end_to_end(
         raise unfit(model_class, folder, problem) from None
 
 
+def learned_positions(model: torch.nn.Module) -> tuple[int | None, int]:
+    """Return for how many tokens a model like BERT has positions, and how many of padding precede.
+
+    None and 0 for other models.
+    """
+    for name, part in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(part, torch.nn.Embedding):
+            first = 0 if part.padding_idx is None else part.padding_idx + 1
+            return part.num_embeddings - first, first
+    return None, 0
+
+
+def learned_context(folder: Path, trust: bool = False) -> int | None:
+    """Return for how many tokens the model of a folder has positions, where it learned them."""
+    config = _config(folder, trust)
+    return learned_positions(_blueprint(_model_class(config, folder, trust), config))[0]
+
+
+def unasked(folder: Path, trust: bool = False) -> str | None:
+    """Return what a model is that says nothing of the next token; None for a language model."""
+    if is_classifier(folder):
+        return "classifiers"
+    config = _config(folder, trust)
+    model_class = _model_class(config, folder, trust)
+    if config.is_encoder_decoder:
+        return f"encoder-decoders ({model_class.__name__})"
+    known = model_class.__module__.startswith("transformers.")
+    return model_class.__name__ if known and not model_class.can_generate() else None
+
+
 def is_classifier(folder: Path) -> bool:
     """Return whether a model's folder says that it classifies texts."""
     file = folder / "config.json"
@@ -94,7 +124,7 @@ def _reason(problem: Exception) -> str:
 
 def _config(folder: Path, trust: bool) -> Any:
     try:
-        return AutoConfig.from_pretrained(str(folder), trust_remote_code=trust)
+        config: Any = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust)
     except Exception as problem:  # the library raises whatever its parsers raise
         if not trust and brings_code(folder / "config.json"):
             raise untrusted("a model", folder / "config.json") from None
@@ -102,6 +132,9 @@ def _config(folder: Path, trust: bool) -> Any:
             f"expected a configuration that transformers knows, got {_reason(problem)} "
             f"in {folder}/config.json; correct it, or install a transformers that knows it"
         ) from None
+    if getattr(config, "rescale_every", 0):
+        config.rescale_every = 0  # RWKV would divide its weights, which are not its own, as it runs
+    return config
 
 
 def _model_class(config: Any, folder: Path, trust: bool) -> Any:
@@ -180,7 +213,6 @@ def _bound(model_class: Any, config: Any, tensors: Mapping[str, torch.Tensor]) -
         if tensor is not None and tensor.shape == place.shape:
             place.data = tensor
             place.requires_grad_(False)
-    model.tie_weights()
     return model
 
 

@@ -27,19 +27,24 @@ def check(file: Path) -> str:
         raise Place(str(file), InputError).fail("a study or a recipe", Found("neither"), _HINT)
     if "merge_method" in data:
         return _check_recipe(load_any_recipe(file), str(file))
+    from evomerge.architectures import learned_context
     from evomerge.evaluator import Evaluator
     from evomerge.study.file import check_study, load_study_file
 
     checked = check_study(load_study_file(file))
     evaluator = Evaluator(checked.tasks, checked.tokenizer)
-    evaluator.check_lengths(checked.checkpoints[0].context)
+    first = checked.checkpoints[0]
+    for context in (first.context, learned_context(first.folder)):
+        evaluator.check_lengths(context)
     items = sum(len(task.examples) for task in checked.tasks)
-    first = (
+    found = (
         f"{file} is a study of {len(checked.refs) - 1} experts, {len(checked.tasks)} tasks with "
         f"{items} items, {len(checked.space.holes)} dimensions and "
         f"{checked.file.search.trials} trials of {checked.optimizer}"
     )
-    return "\n".join([first, *(f"note: {one}" for one in differences(checked.checkpoints))])
+    told = [*(note for task in checked.tasks for note in task.notes),
+            *differences(checked.checkpoints)]  # fmt: skip
+    return "\n".join([found, *(f"note: {one}" for one in told)])
 
 
 def _check_recipe(recipe: Recipe | SlicedRecipe, file: str) -> str:

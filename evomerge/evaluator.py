@@ -69,13 +69,15 @@ def draw_items(
     rendered = _rendered(kind, settings, rows, place)
     asked: dict[str, Any] = {}
     again: list[str] = []
-    for example, row in rendered.items():
+    for example, (where, _) in rendered.items():
         first = asked.setdefault(content(example), example)
-        again += [] if first is example else [f"{row} as {rendered[first]}"]
+        again += [] if first is example else [f"{where} as {rendered[first][0]}"]
     distinct = list(asked.values())
     stream = np.random.default_rng([seed, int(hashlib.sha256(name.encode()).hexdigest()[:15], 16)])
     order: list[int] = stream.permutation(len(distinct)).tolist()
-    drawn = _drawn(asked, order, sizes, {} if taken is None else taken, place / "data")
+    rows_asked = [rendered[example][1] for example in distinct]
+    told = keys(asked, rows_asked)
+    drawn = _drawn(told, order, sizes, {} if taken is None else taken, place / "data")
     items = [distinct[index] for index in drawn]
     if shots is None:
         chosen = set(drawn)
@@ -92,28 +94,31 @@ def draw_items(
             split: tuple(range(end - sizes[split], end))
             for split, end in zip(sizes, ends, strict=True)
         },
-        tuple(rendered[item] for item in items),
+        tuple(rendered[item][0] for item in items),
         (*_notes(rows), *_notes(shots), *([_repeated(name, again)] if again else [])),
     )
 
 
 def _drawn(
-    asked: Mapping[str, Any],
+    told: Sequence[tuple[str, ...]],
     order: Sequence[int],
     sizes: Mapping[Split, int],
     taken: MutableMapping[str, Split],
     place: Place,
 ) -> list[int]:
-    """Return which examples stand in the splits, those of each after those of the one before."""
+    """Return which examples stand in the splits, those of each after those of the one before.
+
+    `told` are their keys, see splits.py.
+    """
     needed = sum(sizes.values())
     parts = " + ".join(f"{size} {split}" for split, size in sizes.items())
     wanted = f"at least {needed} different items ({parts})"
     hint = "give more data or ask for smaller splits"
-    if len(asked) < needed:
-        raise place.fail(wanted, Found(str(len(asked))), hint)
-    found = assign(keys(asked), order, sizes, taken)
+    if len(told) < needed:
+        raise place.fail(wanted, Found(str(len(told))), hint)
+    found = assign(told, order, sizes, taken)
     if found is None:
-        what = f"{len(asked)}, too many of which another task asks in another split"
+        what = f"{len(told)}, too many of which another task asks in another split"
         raise place.fail(wanted, Found(what), hint)
     return [item for items in found.values() for item in items]
 
@@ -132,13 +137,13 @@ def _repeated(name: str, again: Sequence[str]) -> str:
 
 def _rendered(
     kind: ModuleType, settings: TaskSettings, rows: Sequence[Row], place: Place
-) -> dict[Any, str]:
+) -> dict[Any, tuple[str, Row]]:
     """Return the examples of all rows, those that are alike once, and where each came from."""
-    found: dict[Any, str] = {}
+    found: dict[Any, tuple[str, Row]] = {}
     for number, row in enumerate(rows, start=1):
         where = rows.where(number) if isinstance(rows, Rows) else f"row {number} of the data"
         here = Place(f"{place.document} ({where})", place.error, place.path)
-        found.setdefault(kind.render(row, settings, here), where)
+        found.setdefault(kind.render(row, settings, here), (where, row))
     return found
 
 

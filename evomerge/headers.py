@@ -181,4 +181,4 @@ def context(config: Mapping[str, Any]) -> int | None:
     known = [
         one[name] for name in names for one in ropes if isinstance(one, Mapping) and name in one
     ]
-    return known[0] if known and type(known[0]) is int else None
+    return known[0] if known and type(known[0]) is int and known[0] > 0 else None

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from evomerge import key_values
-from evomerge.architectures import bound_model, is_classifier, is_classifier_name, unfit
+from evomerge.architectures import (
+    bound_model,
+    is_classifier,
+    is_classifier_name,
+    learned_positions,
+    unfit,
+)
 from evomerge.errors import CheckpointError, DataError
 from evomerge.graphs import Graphs, Held, same_logits, suits
 from evomerge.language_model import Past
@@ -47,7 +53,9 @@ class LiveModel:
         self._model: torch.nn.Module = model.eval()
         text = config.get_text_config()
         longest: int | None = getattr(text, "max_position_embeddings", None)
-        self.context = _positions(model) or longest
+        longest = None if longest == -1 else longest  # XLNet's word for no limit
+        own, self._first = learned_positions(model)
+        self.context = own or longest
         self._dtype = model.dtype
         self._pad: int | None = getattr(text, "pad_token_id", None)
         accepted = inspect.signature(model.forward).parameters
@@ -144,7 +152,7 @@ class LiveModel:
         elif isinstance(cache, torch.Tensor):
             ids = torch.cat([cache, ids], dim=1)
         if self._takes_positions:
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0) + self._first
             given["position_ids"] = positions[:, -ids.shape[1] :]
         result = self._run(ids, 1, **given)
         if not self._takes_cache:
@@ -196,10 +204,14 @@ class LiveModel:
                 f"{type(self._model).__name__}; ask it in a task of another kind"
             )
         if self._pad is None and len(ids) > 1:
-            kinds = torch.zeros_like(ids) if types is None else types
+            lengths = mask.sum(dim=1).tolist()
             each = [
-                self.classes(row[real][None], real[real][None], kind[real][None])
-                for row, real, kind in zip(ids, mask.bool(), kinds, strict=True)
+                self.classes(
+                    ids[row, None, :end],
+                    mask[row, None, :end],
+                    None if types is None else types[row, None, :end],
+                )
+                for row, end in enumerate(lengths)
             ]
             return torch.cat(each)
         if self._pad is not None:  # by which the library finds the last token
@@ -225,11 +237,3 @@ def load_tokenizer(folder: Path, trust: bool = False) -> Tokenizer:
     if tokenizer.eos_token_id is None and not is_classifier(folder):
         raise CheckpointError(f"expected a tokenizer with an eos token, got none in {folder}")
     return tokenizer
-
-
-def _positions(model: torch.nn.Module) -> int | None:
-    """Return for how many tokens there are positions where those of padding come before them."""
-    for name, part in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(part, torch.nn.Embedding):
-            return part.num_embeddings - (-1 if part.padding_idx is None else part.padding_idx) - 1
-    return None

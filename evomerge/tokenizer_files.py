@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import jinja2
 import transformers
+import xxhash
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from evomerge import chat_templates
@@ -25,6 +26,7 @@ from evomerge.vocabulary import Alignment, Vocabulary, said_sizes, vocabulary_te
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_MORE = ("merges.txt", "added_tokens.json", "special_tokens_map.json")
 SETTINGS = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
 _MAPPED = {"BPE", "WordPiece", "WordLevel"}  # models whose vocabulary is a mapping
@@ -46,6 +48,15 @@ def settings_of(folder: Path) -> dict[str, Any]:
 def has_tokenizer(folder: Path) -> bool:
     """Return whether there is a tokenizer in a model's folder."""
     return any((folder / name).is_file() for name in FILES)
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Return a hash of what a folder says of its tokenizer and chat template."""
+    found = xxhash.xxh3_128()
+    for name in (*FILES, *_MORE, SETTINGS, TEMPLATE):
+        if (folder / name).is_file():
+            found.update(f"{name}\n".encode() + (folder / name).read_bytes())
+    return found.hexdigest()
 
 
 def read_tokenizer(folder: Path, trust: bool = False) -> Tokenizer:

@@ -542,6 +542,39 @@ def test_prompts_that_cannot_be_padded_go_beside_those_as_long(
     assert greedy(model, prompts, [8] * 30, lambda _, tokens: False) == expected == both
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.RobertaConfig(  # whose first position is that after padding's
+            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=48, max_position_embeddings=64, initializer_range=0.4, pad_token_id=1,
+            is_decoder=True,
+        ),
+        transformers.ModernBertDecoderConfig(  # with a bias of its tied head
+            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=48, max_position_embeddings=64, initializer_range=0.4, pad_token_id=0,
+            cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2,
+        ),
+    ],
+)  # fmt: skip
+def test_greedy_is_what_plain_forward_passes_say(
+    config: transformers.PreTrainedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONFIGS, "plain", config)
+    model = live(save_random(tmp_path, "plain"))
+    plain = reference(tmp_path)
+    prompts = [tuple(token + 2 for token in one.ids) for one in ragged(12, longest=9, seed=3)]
+    prompts = [tuple(min(token, VOCABULARY - 1) for token in prompt) for prompt in prompts]
+    for prompt, found in zip(
+        prompts, greedy(model, prompts, [6] * 12, lambda _, tokens: False), strict=True
+    ):
+        ids = list(prompt)
+        for _ in range(6):
+            with torch.inference_mode():
+                ids.append(int(plain(torch.tensor([ids])).logits[0, -1].argmax()))
+        assert found == ids[len(prompt) :]
+
+
 def test_whether_padding_matters_is_asked_of_weights_with_sense(tmp_path: Path) -> None:
     tensors = tensors_of(save_random(tmp_path, "llama"))
     norm = tensors["model.norm.weight"]

@@ -12,7 +12,7 @@ from evomerge.errors import DataError, Place
 from evomerge.evaluator import SPLITS, Evaluator, Split, TaskItems, draw_items
 from evomerge.language_model import Past
 from evomerge.models import load_tokenizer
-from evomerge.proxy_tasks import generation, multiple_choice
+from evomerge.proxy_tasks import generation, multiple_choice, perplexity
 from evomerge.study.file import check_study, load_study_file
 from tests.architectures import live
 from tests.test_decoding import Spy
@@ -114,6 +114,25 @@ def test_the_same_question_is_known_with_options_and_without() -> None:
     second = draw_items("choice", multiple_choice, settings, rows, SIZES, 0, PLACE, None, taken)
     for split in SPLITS:
         assert set(of(first, split)) == set(of(second, split))
+
+
+def test_the_same_row_in_other_words_stands_in_the_same_split() -> None:
+    """By its row, whatever kinds of task ask for it and with what templates."""
+    again = SETTINGS.model_copy(update={"prompt": "Question: {q}\nAnswer: "})
+    text = perplexity.Settings(kind="perplexity", data="x", text="{q} is {a}.")
+    settings = [("sums", generation, SETTINGS), ("again", generation, again),
+                ("texts", perplexity, text)]  # fmt: skip
+    taken: dict[str, Split] = {}
+    drawn = [
+        draw_items(name, kind, one, ROWS[:120], SIZES, 0, PLACE, None, taken)
+        for name, kind, one in settings
+    ]
+    splits: dict[str, set[Split]] = {}
+    for task in drawn:
+        for split in SPLITS:
+            for item in task.splits[split]:
+                splits.setdefault(task.where[item], set()).add(split)
+    assert {len(one) for one in splits.values()} == {1}
 
 
 def test_a_question_that_all_items_ask_is_told_from_others_by_its_options() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from evomerge.devices import best_device
@@ -128,6 +129,25 @@ def test_bfloat16(name: str, tmp_path: Path) -> None:
     assert {one.data_ptr() for one in model._model.parameters()} == {
         one.data_ptr() for one in tensors.values()
     }
+
+
+def test_a_run_leaves_the_tensors_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RWKV divides its weights for the sake of float16, and never again."""
+    config = transformers.RwkvConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=4, rescale_every=2,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    monkeypatch.setitem(CONFIGS, "rwkv", config)
+    tensors = tensors_of(save_random(tmp_path, "rwkv"))
+    before = {name: one.clone() for name, one in tensors.items()}
+    found = LiveModel(tmp_path, tensors, CPU).logits(IDS, 7)
+    assert all(torch.equal(one, before[name]) for name, one in tensors.items())
+    plain = reference(tmp_path)
+    plain.config.rescale_every = 0
+    with torch.inference_mode():
+        torch.testing.assert_close(found, plain(IDS).logits, atol=2e-5, rtol=0)
 
 
 def test_a_checkpoint_that_lacks_a_parameter(tmp_path: Path) -> None:

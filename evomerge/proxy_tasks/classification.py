@@ -147,10 +147,10 @@ def _labels(model: Checkpoint) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """The tokens of an item, and which of two texts each of them is of."""
+    """The tokens of an item, and which of two texts each is of, where the tokenizer says so."""
 
     ids: tuple[int, ...]
-    types: tuple[int, ...]
+    types: tuple[int, ...] | None
 
 
 class Task:
@@ -205,7 +205,8 @@ def _encode(example: Example, settings: Settings, tokenizer: Tokenizer) -> _Enco
     ids = tuple(encoded["input_ids"])
     if not ids:
         raise DataError(f"expected a text of at least one token, got {example.text!r}")
-    return _Encoded(ids, tuple(encoded.get("token_type_ids", [0] * len(ids))))
+    types = encoded.get("token_type_ids")
+    return _Encoded(ids, None if types is None else tuple(types))
 
 
 @torch.inference_mode()
@@ -227,14 +228,15 @@ def classify(model: LanguageModel, sequences: Sequence[_Encoded]) -> npt.NDArray
             one = sequences[index]
             parts[0, row, : len(one.ids)] = one.ids
             parts[1, row, : len(one.ids)] = 1
-            parts[2, row, : len(one.ids)] = one.types
+            parts[2, row, : len(one.ids)] = one.types or 0
         if parts[0].max() >= model.vocabulary:
             raise DataError(
                 f"expected tokens among the {model.vocabulary} of the model, got token "
                 f"{parts[0].max()}; the base model's tokenizer has more tokens than its embedding"
             )
         ids, mask, types = torch.from_numpy(parts).to(model.device)
-        logits = model.classes(ids, mask, types).float().cpu().numpy()
+        told = sequences[batch[0]].types is not None
+        logits = model.classes(ids, mask, types if told else None).float().cpu().numpy()
         for row, index in enumerate(batch):
             found[index] = logits[row]
     return np.stack(found)

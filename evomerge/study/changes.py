@@ -1,4 +1,4 @@
-"""What a study began with, and whether it is still so: file, items, layers, weights, libraries."""
+"""What a study began with, and whether it is still so: items, models, words, libraries."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from evomerge.genome import describe
 from evomerge.study.database import command
 from evomerge.study.file import CheckedStudy, StudyFile, load_study_file
 from evomerge.study.store import Store, studies
+from evomerge.tokenizer_files import tokenizer_digest
 
 # Those whose versions change results.
 _LIBRARIES = ("evomerge", "torch", "transformers", "optuna", "cma", "cmaes", "scipy", "numpy")
@@ -35,6 +36,7 @@ def record(checked: CheckedStudy, source: Mapping[str, Any] | None) -> dict[str,
         "dtype": checked.space.result_dtype,
         "holes": describe(checked.space.holes),
         "items": {task.name: task.fingerprint() for task in checked.tasks},
+        "tokenizer": tokenizer_digest(checked.checkpoints[0].folder),
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
 
@@ -64,6 +66,12 @@ def refuse_changes(
                 f"the items of {task} are not those that {name} began with; "
                 f"restore {data} or {fork}"
             )
+    if then["tokenizer"] != now["tokenizer"]:
+        base = now["study"]["models"]["base"]
+        raise StudyError(
+            f"the tokenizer or chat template of {base} is not that which {name} began with; "
+            f"restore it or {fork}"
+        )
     if then["holes"] != now["holes"] or then["dtype"] != now["dtype"]:
         raise StudyError(
             f"the models of {name} have other layers or another dtype than it began with; "

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from evomerge import optimizers, plugins, proxy_tasks
-from evomerge.architectures import check_runnable, is_classifier
+from evomerge.architectures import check_runnable, unasked
 from evomerge.checkpoints import FLOATING, Checkpoint, ModelRef, open_checkpoint
 from evomerge.compatibility import check_alike
 from evomerge.errors import CheckpointError, DataError, Found, Place, SpaceError, StudyFileError
@@ -235,7 +235,7 @@ def check_study(file: StudyFile, trust: bool = False) -> CheckedStudy:
     taken: dict[str, Split] = {}  # what each split asks so far
     tasks = tuple(_items(file, name, settings, taken) for name, settings in file.tasks.items())
     for task in tasks:
-        _check_models(task, opened, file.place / "tasks" / task.name)
+        _check_models(task, opened, file.place / "tasks" / task.name, trust)
     optimizer = _optimizer(file, space)
     starts = start_points(file, space, merged)
     return CheckedStudy(
@@ -295,13 +295,13 @@ def _items(
     return draw_items(name, kind, settings, rows, sizes, seed, place, shown, taken)
 
 
-def _check_models(task: TaskItems, models: Sequence[Checkpoint], place: Place) -> None:
+def _check_models(task: TaskItems, models: Sequence[Checkpoint], at: Place, trust: bool) -> None:
     """Check that the models are of the sort that a task asks: language models or classifiers."""
     if hasattr(task.kind, "check"):
-        task.kind.check(task.examples, models, task.where, place)
-    elif is_classifier(models[0].folder) and not hasattr(task.kind, "NEEDS_MODULE"):
-        found = Found(f"{task.settings.kind}, and classifiers as models")
-        raise (place / "kind").fail("the kind classification, or language models", found)
+        task.kind.check(task.examples, models, task.where, at)
+    elif not hasattr(task.kind, "NEEDS_MODULE") and (other := unasked(models[0].folder, trust)):
+        found = Found(f"{task.settings.kind}, and {other} as models")
+        raise (at / "kind").fail("the kind classification, or causal language models", found)
 
 
 def _optimizer(file: StudyFile, space: SearchSpace) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from evomerge.checking import check
 from evomerge.errors import DataError, EvomergeError, Place, StudyFileError
 from evomerge.evaluator import Evaluator, draw_items
 from evomerge.language_model import Ensemble
@@ -58,6 +60,17 @@ CONFIGS = {
         **{key: _SIZES[key] for key in ("vocab_size", "initializer_range", "id2label", "label2id")},
     ),
 }  # fmt: skip
+_BART = transformers.BartConfig(  # reads with an encoder
+    vocab_size=300,
+    d_model=16,
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=24,
+    decoder_ffn_dim=24,
+    max_position_embeddings=24,
+)
 TEXTS = ["a", "b c d", "a b c d e f g h i j k l", "z z", "q w e r t y", "m n o p", "x y z a b c d"]
 
 
@@ -89,7 +102,7 @@ def plain(folder: Path, texts: list[str], pairs: list[str] | None = None) -> tor
     for row, text in enumerate(texts):
         given = tokenizer(text, *([] if pairs is None else [pairs[row]]), return_tensors="pt")
         if model.config.model_type not in ("bert", "roberta", "deberta-v2", "gpt2"):
-            del given["token_type_ids"]
+            given.pop("token_type_ids", None)
         with torch.no_grad():
             found.append(model(**given).logits[0])
     return torch.stack(found).double()
@@ -130,6 +143,22 @@ def test_scores_are_those_of_plain_transformers_in_any_batch(name: str, tmp_path
         part = task.scores(model, items, False)
         assert part.score == pytest.approx(whole.score[items], abs=1e-5)
     assert np.ptp(whole.score) > 0.05
+
+
+def test_a_tokenizer_that_tells_no_types(tmp_path: Path) -> None:
+    """Its models are given none: to GPT-2 a type is a word of its vocabulary, added to each."""
+    folder = save(tmp_path, CONFIGS["gpt2"])
+    with_types = plain(folder, TEXTS)
+    file = folder / "tokenizer_config.json"
+    said = json.loads(file.read_text()) | {"model_input_names": ["input_ids", "attention_mask"]}
+    file.write_text(json.dumps(said))
+    logits = plain(folder, TEXTS)
+    assert (logits - with_types).abs().max() > 0.1
+    found = task_of(folder, [Example(text, None, 1) for text in TEXTS])
+    scores = found.scores(live(folder), range(len(TEXTS)), True)
+    assert scores.probabilities is not None
+    expected = torch.softmax(logits, dim=1)[:, 1].numpy()
+    assert scores.probabilities.gold == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_pair_is_read_as_two_texts(tmp_path: Path) -> None:
@@ -305,14 +334,46 @@ def test_kinds_and_models_that_do_not_suit_each_other(family: Path, tmp_path: Pa
     assert "unknown key 'label'" in text
     data = yaml.safe_load((family / "study.yaml").read_text())
     data["tasks"]["mood"] = {"kind": "perplexity", "data": "items.jsonl", "text": "{text}"}
-    with pytest.raises(EvomergeError, match="expected the kind classification, or language models"):
+    with pytest.raises(EvomergeError, match="expected the kind classification, or causal language"):
         check_study(parse_study(data, family, Place("study.yaml", StudyFileError)))
+    for model, words in (
+        (transformers.BartForConditionalGeneration(_BART), "encoder-decoders (BartForCond"),
+        (transformers.BertForMaskedLM(CONFIGS["bert"]), "BertForMaskedLM as models"),
+    ):
+        for name in ("base", "one", "two"):
+            model.save_pretrained(family / "other" / name)
+        build_tokenizer().save_pretrained(family / "other" / "base")
+        names = {"base": "other/base", "experts": {"one": "other/one", "two": "other/two"}}
+        with pytest.raises(EvomergeError, match=re.escape(words)):
+            check_study(parse_study(data | {"models": names}, family,
+                                    Place("study.yaml", StudyFileError)))  # fmt: skip
     for seed, name in enumerate(("base", "one", "two")):
         save_random(tmp_path / name, "llama", seed)
     build_tokenizer().save_pretrained(tmp_path / "base")
     for file in ("items.jsonl", "study.yaml"):
         shutil.copy(family / file, tmp_path)
     assert "expected models with a classifier's head" in refusal(tmp_path)
+
+
+def test_check_counts_positions_and_says_what_it_saw(family: Path, tmp_path: Path) -> None:
+    """Of RoBERTa's 24 positions the first is padding's: a text has 23."""
+    shutil.copytree(family, tmp_path / "f")
+    folder = tmp_path / "f"
+    config = CONFIGS["roberta"]
+    for seed, name in enumerate(("base", "one", "two")):
+        save(folder / name, config, seed)
+    rows = [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()]
+    rows = [{"text": f"{row['text']} {'jkl'[number % 3]} {number}", "label": row["label"]}
+            for number, row in enumerate(rows[:192])]  # fmt: skip
+    rows.append(rows[1] | {"text": rows[1]["text"] + " "})
+    for length, fits in ((21, True), (22, False)):
+        rows[0]["text"] = " ".join("ab" * 20)[: 2 * length - 1]
+        (folder / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        if fits:
+            assert "note: a row of mood asks what another asks" in check(folder / "study.yaml")
+        else:
+            with pytest.raises(EvomergeError, match="at most 23 tokens, the context of the models"):
+                check(folder / "study.yaml")
 
 
 def change(folder: Path, **fields: Any) -> None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -141,8 +142,9 @@ def fake_check(file: StudyFile, trust: bool = False) -> CheckedStudy:
     space = bind_space(file, TENSORS, "float32")
     tasks: Any = tuple(FakeItems(name) for name in TASKS)
     tokenizer: Any = None
+    base: Any = SimpleNamespace(folder=Path(str(file.refs["base"])))
     return CheckedStudy(
-        file, file.refs, (), space, TENSORS, tasks, tokenizer, file.search.optimizer,
+        file, file.refs, (base,), space, TENSORS, tasks, tokenizer, file.search.optimizer,
         start_points(file, space, TENSORS),
     )  # fmt: skip
 

@@ -71,6 +71,25 @@ def test_other_items_and_weights_are_refused(fake: Path, monkeypatch: pytest.Mon
     assert text.endswith(FORK)
 
 
+def test_another_tokenizer_or_chat_template_is_refused(fake: Path, tmp_path: Path) -> None:
+    source = fake.read_text()
+    base = tmp_path / "words"
+    base.mkdir()
+    fake.write_text(source.replace("/m/base", str(base)))
+    (base / "tokenizer.json").write_text("{}")
+    go_on(fake, "s")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "merges.txt"):
+        kept = (base / name).read_text() if (base / name).exists() else None
+        (base / name).write_text("other")
+        text = refusal()
+        assert text.startswith(f"the tokenizer or chat template of {base} is not that which s ")
+        assert text.endswith(FORK)
+        (base / name).unlink()
+        if kept is not None:
+            (base / name).write_text(kept)
+    resume()
+
+
 def test_another_study_file_is_refused(fake: Path, tmp_path: Path) -> None:
     go_on(fake, "s")
     data = mapping()
