@@ -125,13 +125,11 @@ class _NoStateError(Exception):
     """The model cannot go on from a state, so nothing is to be shared."""
 
 
-def _in_turn(
-    model: LanguageModel, root: Node, gaps: bool = False
-) -> Iterator[tuple[Batch, Past | None]]:
+def _in_turn(model: LanguageModel, root: Node) -> Iterator[tuple[Batch, Past | None]]:
     """Yield the batches of a plan, each with what it follows; raises _NoStateError."""
 
     def state(ids: torch.Tensor, before: object) -> object:
-        found = model.remember(ids, _after(before, ids), gaps)
+        found = model.remember(ids, _after(before, ids))
         if found is None:
             raise _NoStateError
         return found
@@ -249,8 +247,8 @@ def _read(model: LanguageModel, prompts: Sequence[tuple[int, ...]], budget: Budg
         plan = batches.plan(whole, model.device, model.vocabulary, budget, share=True)
         with contextlib.suppress(_NoStateError):
             parts = []
-            for batch, past in _in_turn(model, plan.root, gaps=True):
-                state = model.remember(batch.ids, past, gaps=True)
+            for batch, past in _in_turn(model, plan.root):
+                state = model.remember(batch.ids, past)
                 if state is None:
                     raise _NoStateError
                 parts.append(Past(state, batch.picked[0]))

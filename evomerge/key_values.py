@@ -22,13 +22,26 @@ def is_known(state: object) -> bool:
     return type(state).__module__ == own
 
 
-def goes_on(state: Any, gaps: bool) -> bool:
-    """Return whether more than one token at once may follow a state, with `gaps` after padding.
+def goes_on(state: Any) -> bool:
+    """Return whether more than one token at once may follow a state, also after padding."""
+    return type(state) is DynamicCache and _kinds(state) <= {_WHOLE}
 
-    A window is counted in places, padding among them.
+
+def has_windows(state: Any) -> bool:
+    """Return whether a state forgets what has left a window of attention, and nothing else.
+
+    Masks hide that too, so that its model can be given an `empty` state, which keeps all.
     """
-    known = {_WHOLE} if gaps else {_WHOLE, _WINDOW}
-    return type(state) is DynamicCache and {type(one).__name__ for one in state.layers} <= known
+    return type(state) is DynamicCache and _WINDOW in _kinds(state) <= {_WHOLE, _WINDOW}
+
+
+def _kinds(state: DynamicCache) -> set[str]:
+    return {type(layer).__name__ for layer in state.layers}
+
+
+def empty() -> DynamicCache:
+    """Return a state that keeps the keys and values of all tokens, and has none yet."""
+    return DynamicCache()
 
 
 def followed(state: Any, rows: torch.Tensor) -> Any:

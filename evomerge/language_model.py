@@ -38,16 +38,16 @@ class LanguageModel(Protocol):
         """
         ...
 
-    def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
-        """Run sequences, int64 [B, T] without padding, and return the state for pasts of others.
+    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
+        """Run sequences, int64 [B, T], and return the state for pasts of others.
 
-        None where the model cannot go on from a state with more than one token. With `gaps` there
-        may be padding on the right, for `join`, and None is where that would be counted as seen.
+        None where the model cannot go on from a state with more than one token. There may be
+        padding on the right for `join`, which leaves it out.
         """
         ...
 
     def join(self, parts: Sequence[Past], lengths: Sequence[int]) -> object:
-        """Return the first cache of steps: the rows of all parts, whose states may have gaps.
+        """Return the first cache of steps: the rows of all parts, whose states may be padded.
 
         Of row i the first `lengths[i]` tokens count, and are padded on the left.
         """
@@ -105,10 +105,10 @@ class Ensemble:
         each = zip(self._members, self._pasts(past), strict=True)
         return _log_mean((one.logits(ids, keep, its) for one, its in each), len(self._members))
 
-    def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
+    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
         """See LanguageModel; the state is the list of the members' states."""
         each = zip(self._members, self._pasts(past), strict=True)
-        states = [one.remember(ids, its, gaps) for one, its in each]
+        states = [one.remember(ids, its) for one, its in each]
         return None if any(state is None for state in states) else states
 
     def _pasts(self, past: Past | None) -> list[Past | None]:

@@ -67,6 +67,7 @@ class LiveModel:
         self._takes_cache = "past_key_values" in accepted and not labels
         self._graphs: Graphs | None = None
         self._pads: bool | None = None
+        self._windows = False
         # Without an end, an encoder-decoder classifies nothing.
         end = getattr(text, "eos_token_id", None)
         one = torch.full((1, 1), end if isinstance(end, int) else 0, device=device)
@@ -77,14 +78,14 @@ class LiveModel:
                 hint = "over several devices it may be what cannot run: name one"
                 raise unfit(model_class, folder, problem, hint) from None
             raise unfit(model_class, folder, problem) from None
-        self._remembers = {False, True} if self._takes_cache else set()
+        self._remembers = self._takes_cache
         rows = model.get_input_embeddings() if labels else None
         self.vocabulary: int = found.shape[-1] if rows is None else rows.weight.shape[0]
         if suits(model):
             self._step_in_graphs()
 
     def _step_in_graphs(self) -> None:
-        if self._takes_cache and self._takes_positions:
+        if self._takes_cache and self._takes_positions and not self._windows:
             given = {"logits_to_keep": 1} if self._takes_keep else {}
             self._graphs = Graphs(self._model, self.device, **given)
 
@@ -92,10 +93,15 @@ class LiveModel:
     def _probed(self, one: torch.Tensor) -> torch.Tensor:
         """Return the logits of a token; a cache is asked for again where a known one comes back."""
         result = self._run(one, 1, **({"use_cache": True} if self._takes_cache else {}))
-        known = key_values.is_known(result.get("past_key_values"))
-        self._takes_cache = self._takes_cache and known
+        state = result.get("past_key_values")
+        self._takes_cache = self._takes_cache and key_values.is_known(state)
+        self._windows = key_values.has_windows(state)
         found: torch.Tensor = result.logits
         return found
+
+    def _begun(self) -> dict[str, Any]:
+        """Return the state to begin with, where it is not the model's own."""
+        return {"past_key_values": key_values.empty()} if self._windows else {}
 
     @property
     def module(self) -> torch.nn.Module:
@@ -119,15 +125,14 @@ class LiveModel:
         return found[:, -keep:]
 
     @torch.inference_mode()
-    def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
+    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
         """See LanguageModel."""
-        if gaps not in self._remembers:
+        if not self._remembers:
             return None
-        state = self._run(ids, 1, **_continued(past) | {"use_cache": True}).past_key_values
-        if key_values.goes_on(state, gaps):
-            return state
-        self._remembers.discard(gaps)  # so that it is tried once
-        return None
+        given = self._begun() if past is None else _continued(past)
+        state = self._run(ids, 1, **given | {"use_cache": True}).past_key_values
+        self._remembers = key_values.goes_on(state)  # so that it is tried once
+        return state if self._remembers else None
 
     @torch.inference_mode()
     def join(self, parts: Sequence[Past], lengths: Sequence[int]) -> object:
@@ -148,7 +153,7 @@ class LiveModel:
     ) -> tuple[torch.Tensor, object]:
         given: dict[str, Any] = {"attention_mask": mask, "use_cache": self._takes_cache}
         if self._takes_cache:
-            given["past_key_values"] = cache
+            given |= self._begun() if cache is None else {"past_key_values": cache}
         elif isinstance(cache, torch.Tensor):
             ids = torch.cat([cache, ids], dim=1)
         if self._takes_positions:

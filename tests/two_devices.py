@@ -50,9 +50,9 @@ def check(model: Any, devices: list[torch.device]) -> None:
     assert [layer.keys.device for layer in state.layers] == devices
     assert model.logits(ids, 2, Past(state, rows)).device == first
     cache, width = None, T
-    if (gaps := model.remember(ids, gaps=True)) is not None:
+    if (whole := model.remember(ids)) is not None:
         each: Any = SimpleNamespace(tolist=lambda: [*range(B)])  # a tensor would have no values
-        cache, width = model.join([Past(gaps, each)], [T, T - 1, T]), T + 1
+        cache, width = model.join([Past(whole, each)], [T, T - 1, T]), T + 1
     for turn in range(2):
         mask = torch.ones((B, width + turn), dtype=torch.int64, device=first)
         step = ids[:, :1] if cache is not None else ids

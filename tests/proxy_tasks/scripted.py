@@ -37,7 +37,7 @@ class Scripted:
         ]
         return torch.stack(rows)
 
-    def remember(self, ids: torch.Tensor, past: Past | None = None, gaps: bool = False) -> object:
+    def remember(self, ids: torch.Tensor, past: Past | None = None) -> object:
         return _after_past(ids, past)
 
     def join(self, parts: Sequence[Past], lengths: Sequence[int]) -> object:
