@@ -168,13 +168,18 @@ class Evaluator:
     ) -> dict[str, ItemScores]:
         """Score all items of a split, or `only` some of a task's by their place in the split.
 
+        Tasks without such items are left out.
+
         See proxy_tasks.Task for `exact`. What tasks have teacher-forced is run together. Scores
         have float32 precision, so that the database keeps them to the last bit.
         """
         self.check_lengths(model.context)
         chosen: dict[str, Sequence[int]] = {}
         asked: dict[str, list[TokenSequence]] = {}
-        for name, task in self._tasks.items():
+        tasks = {
+            name: task for name, task in self._tasks.items() if only is None or len(only[name])
+        }
+        for name, task in tasks.items():
             items = self._splits[name][split]
             chosen[name] = items if only is None else [items[place] for place in only[name]]
             if isinstance(task, ForcedTask):
@@ -187,7 +192,7 @@ class Evaluator:
                 if isinstance(task, ForcedTask)
                 else task.scores(model, chosen[name], exact)
             )
-            for name, task in self._tasks.items()
+            for name, task in tasks.items()
         }
 
     @property

@@ -20,6 +20,7 @@ Matrix = npt.NDArray[np.float64]
 WARN_BELOW = 0.7  # expected rank correlation
 GOOD = 0.9
 _FEWEST = 3  # rows that a variance is estimated from
+_ROUNDING = 1e-24  # of a variance that is none
 _CONFIDENCE = 1.96  # of a normal distribution's middle 95 %
 
 
@@ -42,9 +43,12 @@ class Fidelity:
 
     @property
     def correlation(self) -> float:
-        """The expected correlation of measured and true fitness: √(σ_c² / (σ_c² + σₑ²))."""
+        """The expected correlation of measured and true fitness: √(σ_c² / (σ_c² + σₑ²)).
+
+        0 where all rows are alike.
+        """
         total = self.spread**2 + self.noise**2
-        return self.spread / math.sqrt(total) if total else 1.0
+        return self.spread / math.sqrt(total) if total else 0.0
 
     @property
     def needed(self) -> int | None:
@@ -62,7 +66,9 @@ class Fidelity:
         return asdict(self) | more
 
 
-def fidelity(tables: Mapping[str, Matrix], reference: Mapping[str, float]) -> Fidelity | None:
+def fidelity(
+    tables: Mapping[str, Matrix], reference: Mapping[str, float], worst: float = 0.0
+) -> Fidelity | None:
     """Estimate the fidelity of the ranking of r candidates by their scores.
 
     `tables` has, for each task, their item scores, float64 [r, n]; scores are divided by the task's
@@ -73,20 +79,24 @@ def fidelity(tables: Mapping[str, Matrix], reference: Mapping[str, float]) -> Fi
         σₑ² = Σₜ sₜ² / nₜ / T²,    σ_c² = variance of the rows' means − σₑ², at least 0.
 
     For right and wrong answers, 2 sₜ² is the mean over pairs of candidates of
-    p₁₀ + p₀₁ − (p₁₀ − p₀₁)², as in McNemar's test.
+    p₁₀ + p₀₁ − (p₁₀ − p₀₁)², as in McNemar's test. Where `worst` of the fitness is on each row's
+    least task, 1 / T is, in the row's part of sₜ², how much of its fitness is on task t.
     """
     whole = np.all([np.isfinite(table).all(1) for table in tables.values()], axis=0)
     scores = [table[whole] / reference[task] for task, table in tables.items()]
     rows, items = int(whole.sum()), min(table.shape[1] for table in scores)
     if rows < _FEWEST or items < 2:
         return None
+    means = np.stack([table.mean(1) for table in scores])
+    least = np.arange(len(means))[:, None] == means.argmin(0)
+    shares = (1 - worst) / len(means) + worst * least
     noise = 0.0
-    for table in scores:
+    for table, share in zip(scores, shares, strict=True):
         rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
         freedom = (rows - 1) * (table.shape[1] - 1)
-        noise += float((rest**2).sum()) / freedom / table.shape[1] / len(scores) ** 2
-    means = np.mean([table.mean(1) for table in scores], axis=0)
-    spread = max(0.0, float(means.var(ddof=1)) - noise)
+        noise += float(share**2 @ (rest**2).sum(1)) / freedom / table.shape[1]
+    spread = float((shares * means).sum(0).var(ddof=1)) - noise
+    noise, spread = (one if one > _ROUNDING else 0.0 for one in (noise, spread))
     return Fidelity(items, rows, math.sqrt(noise), math.sqrt(spread))
 
 
@@ -102,6 +112,8 @@ def better_half(tables: Mapping[str, Matrix], reference: Mapping[str, float]) ->
 
 def before(found: Fidelity) -> str:
     """Say what differences the search items can tell, before the search."""
+    if not found.noise:
+        return f"all baselines answer {_items(found.items)} a task alike: nothing is known of noise"
     finer = 4 * found.items
     return (
         f"with {_items(found.items)} a task, differences of fitness under "
@@ -111,6 +123,8 @@ def before(found: Fidelity) -> str:
 
 def after(found: Fidelity) -> str:
     """Say how well the search items have ranked the trials."""
+    if not found.noise and not found.spread:
+        return f"the {found.rows} trials that answered all search items answered them alike"
     return (
         f"search items rank the {found.rows} trials that answered them all with an expected "
         f"correlation of {found.correlation:.2f}: "

@@ -81,9 +81,10 @@ class _Row:
 class Racer:
     """Races the candidates of a study, each against what the slots below its horizon have shown.
 
-    `sizes` are the items of each task, `known` the scores of the baselines on all of them, each
-    with a key of its weights: weights that are known are not scored again. What a race does depends
-    on these, the seed and the rows noted below its horizon alone.
+    `sizes` are the items of each task, `known` the scores of the baselines on all of them, by a key
+    of their weights: weights that are known are not scored again, and those that were stopped are
+    put only the items that they have not answered. What a race does depends on these, the seed and
+    the rows noted below its horizon alone.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Racer:
         settings: Racing | None,
         sizes: Mapping[str, int],
         fitness: Fitness,
-        known: Sequence[tuple[str, TaskScores]],
+        known: Mapping[str, TaskScores],
         several: bool = False,
         seed: int = 0,
     ) -> None:
@@ -99,19 +100,22 @@ class Racer:
         self._sizes = sizes
         self._objectives = Objectives(fitness, several)
         self._seed = seed
-        self._known = [self._row(-1, *one) for one in known]
+        self._known = [self._row(-1, *one) for one in known.items()]
         self._rows: list[_Row] = []
         self._found: list[tuple[int, tuple[float, ...]]] = []  # the objectives of all slots
         self._by_weights = {row.weights: row for row in self._known}
-        self._race: tuple[int, Race] | None = None
+        self._stopped: dict[str, list[tuple[int, TaskScores]]] = {}
+        self._race: tuple[int, Rivals | None] | None = None
         self._order: tuple[int, dict[str, list[int]]] | None = None
 
     def note(self, slot: int, weights: str, scores: TaskScores, means: Mapping[str, float]) -> None:
-        """Remember a slot: of a candidate that was stopped, the tasks' estimated means alone."""
+        """Remember a slot; the tasks' means of a candidate that was stopped are estimated."""
         self._found.append((slot, self._objectives(means)))
         if all(np.isfinite(items.score).all() for items in scores.values()):
             self._rows.append(self._row(slot, weights, scores))
             self._by_weights.setdefault(weights, self._rows[-1])
+        else:
+            self._stopped.setdefault(weights, []).append((slot, scores))
 
     def known(self, horizon: int, weights: str) -> Raced | None:
         """Return what weights score that a baseline or a slot below the horizon has scored."""
@@ -120,13 +124,15 @@ class Racer:
             return None
         return _whole(self._scores(same), 0)
 
-    def race(self, slot: int, horizon: int) -> Race:
+    def race(self, slot: int, horizon: int, weights: str) -> Race:
         """Return what the candidate of a slot runs; it can be sent to another process."""
+        before = [scores for one, scores in self._stopped.get(weights, ()) if one < horizon]
+        answered = before[-1] if before else None
         if slot % _EVERY == 0:
-            return Race(self._sizes, None)
+            return Race(self._sizes, None, answered)
         if self._race is None or self._race[0] != horizon:
-            self._race = horizon, Race(self._sizes, self._prepared(horizon))
-        return self._race[1]
+            self._race = horizon, self._prepared(horizon)
+        return Race(self._sizes, self._race[1], answered)
 
     def _row(self, slot: int, weights: str, scores: TaskScores) -> _Row:
         score, correct = flat(scores, self._sizes)
@@ -193,11 +199,17 @@ def _whole(scores: TaskScores, answered: int) -> Raced:
 
 
 class Race:
-    """What a candidate runs: items of each task in rungs, until it is stopped."""
+    """What a candidate runs: items of each task in rungs, until it is stopped.
 
-    def __init__(self, sizes: Mapping[str, int], rivals: Rivals | None) -> None:
+    `answered` has its scores of the items that it need not be put again.
+    """
+
+    def __init__(
+        self, sizes: Mapping[str, int], rivals: Rivals | None, answered: TaskScores | None
+    ) -> None:
         self._sizes = sizes
         self._rivals = rivals
+        self._answered = answered
 
     def run(self, score: Callable[[Places | None], TaskScores]) -> Raced:
         """Put items to a candidate until it is stopped or there are no more.
@@ -205,29 +217,40 @@ class Race:
         `score` puts it the items at some places, or all of them (None); it may raise
         CandidateError.
         """
-        count, rivals = sum(self._sizes.values()), self._rivals
-        if rivals is None:
-            return _whole(score(None), count)
-        found = {
-            task: ItemScores(np.full(size, np.nan), np.full(size, np.nan))
-            for task, size in self._sizes.items()
-        }
-        before = 0
-        for rung in rivals.rungs:
-            places = {task: order[before:rung] for task, order in rivals.order.items()}
-            for task, items in score(places).items():
-                found[task].score[places[task]] = items.score
-                found[task].correct[places[task]] = items.correct
+        rivals = self._rivals
+        if rivals is None and self._answered is None:
+            return _whole(score(None), sum(self._sizes.values()))
+        found = self._begun()
+        before = count = 0
+        order = rivals.order if rivals else {task: range(n) for task, n in self._sizes.items()}
+        for rung in rivals.rungs if rivals else [max(self._sizes.values())]:
+            places = {task: _open(found[task], own[before:rung]) for task, own in order.items()}
             before = rung
-            if rung == rivals.rungs[-1]:
+            if any(places.values()):
+                for task, items in score(places).items():
+                    found[task].score[places[task]] = items.score
+                    found[task].correct[places[task]] = items.correct
+                    count += len(places[task])
+            if rivals is None or rung == rivals.rungs[-1]:
                 break
             estimate = rivals.estimate(rung, found)
             if rivals.settle(estimate):
-                return Raced(
-                    found,
-                    estimate.means,
-                    estimate.accuracies,
-                    rung * len(self._sizes),
-                    stopped=True,
-                )
+                return Raced(found, estimate.means, estimate.accuracies, count, stopped=True)
         return _whole(found, count)
+
+    def _begun(self) -> dict[str, ItemScores]:
+        """Return what is known of each task's items, not-a-numbers where that is nothing."""
+        if self._answered is not None:
+            return {
+                task: ItemScores(items.score.copy(), items.correct.copy())
+                for task, items in self._answered.items()
+            }
+        return {
+            task: ItemScores(np.full(size, np.nan), np.full(size, np.nan))
+            for task, size in self._sizes.items()
+        }
+
+
+def _open(items: ItemScores, places: Sequence[int]) -> list[int]:
+    """Return those of some places that have no score yet."""
+    return [place for place in places if np.isnan(items.score[place])]

@@ -113,8 +113,33 @@ def test_nothing_is_said_of_a_single_item() -> None:
 def test_rows_that_are_alike_have_no_spread_and_no_noise() -> None:
     found = fidelity({"a": np.tile([0.0, 1.0, 1.0], (4, 1))}, ONE)
     assert found is not None
-    assert found.noise == pytest.approx(0, abs=1e-12)
-    assert found.spread == pytest.approx(0, abs=1e-12)
+    assert (found.noise, found.spread, found.correlation) == (0, 0, 0)
+    assert before(found) == "all baselines answer 3 items a task alike: nothing is known of noise"
+    assert after(found) == "the 4 trials that answered all search items answered them alike"
+    assert warning(found) is not None
+
+
+def test_the_noise_of_the_worst_task_is_that_of_its_own_items() -> None:
+    """By drawing other items for rows of known truth: the least of two tasks is noisier."""
+    draw = np.random.default_rng(5)
+    ability = np.array([[0.3, 0.9], [0.9, 0.4], [0.5, 0.8], [0.8, 0.2], [0.6, 0.9], [0.9, 0.5]])
+    said, measured = [], []
+    for worst in (0.0, 0.5, 1.0):
+        noises, values = [], []
+        for _ in range(300):
+            tables = {
+                task: (draw.random((6, 60)) < ability[:, [column]]) * 1.0
+                for column, task in enumerate("ab")
+            }
+            found = fidelity(tables, {"a": 1.0, "b": 1.0}, worst)
+            assert found is not None
+            noises.append(found.noise**2)
+            means = np.stack([table.mean(1) for table in tables.values()])
+            values.append((1 - worst) * means.mean(0) + worst * means.min(0))
+        said.append(np.sqrt(np.mean(noises)))
+        measured.append(np.sqrt(np.mean(np.var(values, axis=0))))
+    assert said == pytest.approx(measured, rel=0.07)
+    assert said[2] > 1.3 * said[0]
 
 
 def test_figures_by_hand() -> None:

@@ -66,7 +66,7 @@ def racer(
 ) -> Racer:
     tasks = list(known[0])
     fitness = Fitness(dict.fromkeys(tasks, 1.0))
-    named = [(f"baseline {number}", one) for number, one in enumerate(known)]
+    named = {f"baseline {number}": one for number, one in enumerate(known)}
     made = Racer(settings, dict.fromkeys(tasks, SIZE), fitness, named, **options)
     for slot, one in enumerate(rivals):
         made.note(slot, f"rival {slot}", one, mean_scores(one))
@@ -82,7 +82,7 @@ def best(rows: Sequence[dict[str, ItemScores]]) -> dict[str, ItemScores]:
 
 
 def run(made: Racer, model: Model, horizon: int = 99, weights: str = "new") -> Raced:
-    return made.known(horizon, weights) or made.race(1, horizon).run(model.merge())
+    return made.known(horizon, weights) or made.race(1, horizon, weights).run(model.merge())
 
 
 def test_the_best_so_far_answers_every_item_once() -> None:
@@ -158,7 +158,7 @@ def test_now_and_then_a_candidate_answers_every_item() -> None:
     rows = family(24)
     made = racer(rows[:12], rows[12:])
     poor = shifted(best(rows), -0.3)
-    stopped = [made.race(slot, 99).run(Model(poor).merge()).stopped for slot in range(100)]
+    stopped = [made.race(slot, 99, "new").run(Model(poor).merge()).stopped for slot in range(100)]
     assert stopped == [slot % 20 != 0 for slot in range(100)]
 
 
@@ -194,7 +194,32 @@ def test_what_was_stopped_is_no_rival_and_trains_nothing() -> None:
     made.note(50, "stopped", stopped.scores, stopped.means)
     after = Model(shifted(best(rows), -0.2))
     assert run(made, after, 97).means == before.means
-    assert run(made, Model(rows[0]), 97, "stopped").answered > 0
+
+
+def test_weights_that_were_stopped_are_put_what_they_have_not_answered() -> None:
+    rows = family(24)
+    made, model = racer(rows[:12], rows[12:]), Model(shifted(best(rows), -0.3))
+    stopped = run(made, model, 98)
+    answered = np.flatnonzero(np.isfinite(stopped.scores["a"].score)).tolist()
+    assert (stopped.stopped, stopped.answered, len(answered)) == (True, 8, 8)
+    made.note(50, "stopped", stopped.scores, stopped.means)
+    again = Model(model.scores)
+    same = run(made, again, 98, "stopped")
+    assert (same.answered, same.stopped, again.put) == (0, True, [])
+    assert same.means == stopped.means
+    unseen = Model(model.scores)
+    assert run(made, unseen, 50, "stopped").answered == 8  # slot 50 is not below the horizon
+    whole = made.race(20, 98, "stopped").run(Model(model.scores).merge())
+    assert whole.scores["a"].score.tolist() == model.scores["a"].score.tolist()
+    assert whole.answered == SIZE - 8
+    exact = racer(rows[:12], rows[12:], RACING.model_copy(update={"exact": 0.0, "sigmas": 1e9}))
+    exact.note(50, "stopped", stopped.scores, stopped.means)
+    goes_on = Model(model.scores)
+    raced = run(exact, goes_on, 98, "stopped")
+    put = [place for places in goes_on.put for place in places["a"]]
+    assert sorted(put + answered) == list(range(SIZE))
+    assert (raced.answered, raced.stopped) == (SIZE - 8, False)
+    assert np.isnan(stopped.scores["a"].score).sum() == SIZE - 8  # what is noted stays as it was
 
 
 def test_with_several_objectives_only_the_dominated_are_stopped() -> None:

@@ -133,7 +133,8 @@ def _generation(
             } | _chat(chat))  # fmt: skip
     direct = chat or prompt == f"{{{question}}}"
     settings: dict[str, Any] = {"prompt": prompt}
-    spaced = direct or all(one[:1].isspace() for one in answers)
+    lists = any(isinstance(value, list) for value in values)  # which stand in a template alone
+    spaced = direct or lists or all(one[:1].isspace() for one in answers)
     settings["answer"] = f"{{{answer}}}" if spaced else f" {{{answer}}}"
     if all(re.search(_HASHES, one) for one in answers):
         settings["extract"] = _HASHES

@@ -10,10 +10,14 @@ from typing import Literal
 Normalizer = Literal["none", "text", "number"]
 Value = str | Fraction
 
-_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_GROUPED = r"\d{1,3}(?:(?:,\d{3})+|(?:['’]\d{3})+)(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)"
+_UNSIGNED = rf"(?:{_GROUPED}|\d+)(?:\.\d+)?|(?<!\.)\.\d+"
+# Not inside a word, a name such as x_1, or a version; "No.5" and "_5_" have numbers.
+_BEFORE = r"(?<![^\W_])(?<![^\W_]_)(?<!\d\.)"
 _NUMBER = re.compile(
-    rf"(?<![\w.])(-?(?:{_UNSIGNED})(?:e[+-]?\d{{1,3}})?)(?:/(\d+))?", re.ASCII | re.IGNORECASE
+    rf"{_BEFORE}(-?(?:{_UNSIGNED})(?:e[+-]?\d{{1,3}})?)(?:/(\d+))?", re.ASCII | re.IGNORECASE
 )
+_SEPARATOR = re.compile("[,'’]")
 _CURRENCY = re.compile("[$€£¥]")
 
 
@@ -48,13 +52,17 @@ def words(text: str) -> str:
 
 
 def last_number(text: str) -> Fraction | None:
-    """Return the last number in a text, exactly: `1,234.50`, `-$3`, `.5`, `1e-3`, `3/4`."""
+    """Return the last number in a text, exactly: `1,234.50`, `-$3`, `.5`, `1e-3`, `3/4`.
+
+    Groups of digits may be `1,00,000` and `1'000` too. A comma is never a decimal point and a space
+    never inside a number: `5,00`, `1 000` and `3 1/2` are two numbers each.
+    """
     plain = _CURRENCY.sub("", text.replace("\N{MINUS SIGN}", "-"))
     found = _NUMBER.findall(plain)
     if not found:
         return None
     number, denominator = found[-1]
     try:
-        return Fraction(number.replace(",", "")) / Fraction(denominator or 1)
+        return Fraction(_SEPARATOR.sub("", number)) / Fraction(denominator or 1)
     except (ValueError, ZeroDivisionError):  # beyond Python's limit of digits; x/0
         return None

@@ -16,6 +16,7 @@ Row = Mapping[str, Any]
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _CORRECT = "correct that line, or take it out"
 _SPACE = " \t\r\n"  # what JSON takes for space
+_LONGEST = 2**31 - 1  # characters of a field of CSV or TSV, the most on every system
 
 
 def read_file(path: Path) -> tuple[list[Row], list[int] | None]:
@@ -99,6 +100,7 @@ def _next(text: str, place: int) -> int:
 
 def _separated(text: str, separator: str, path: Path) -> Iterator[tuple[Row, int]]:
     """Yield the rows of CSV (RFC 4180) or TSV; their first line names the fields."""
+    csv.field_size_limit(_LONGEST)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] | None = None
     line = 1

@@ -12,6 +12,11 @@ from evomerge.tokenizer_files import Tokenizer
 
 Ids = tuple[int, ...]
 _BORDER = 4  # tokens whose text may be another without those before them
+_DAY = {  # that of Llama 3.1's template where none is said
+    "%d": "26", "%e": "26", "%m": "07", "%b": "Jul", "%B": "July", "%y": "24", "%Y": "2024",
+    "%a": "Fri", "%A": "Friday", "%F": "2024-07-26", "%H": "12", "%M": "00", "%S": "00",
+}  # fmt: skip
+_MARK = "evomerge"  # stands for an answer, between tabs that show whether it is trimmed
 
 
 @dataclass(frozen=True)
@@ -55,43 +60,113 @@ class Prompt:
         return [{"role": role, "content": text} for role, text in [*found, ("user", self.question)]]
 
 
+def dated(tokenizer: Tokenizer) -> str | None:
+    """Return a chat template whose today is always the same day, lest prompts change overnight."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or "strftime_now" not in template:
+        return template
+    said = "".join(f"|replace('{code}', '{text}')" for code, text in _DAY.items())
+    return f"{{%- macro strftime_now(form) -%}}{{{{ form{said} }}}}{{%- endmacro -%}}{template}"
+
+
 def prompt_of(settings: PromptedSettings, example: Prompted) -> Prompt:
     """Return what an example asks, after the system prompt and the few-shot examples."""
     return Prompt(example.prompt, settings.system, example.shots, settings.delimiter)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What an assistant's turn in a chat has around the answer, after what prompts it."""
+
+    lead: str = ""  # white space
+    trims: bool = False
+    ending: str = ""  # up to the token that ends the turn
+
+    def spelt(self, answer: str) -> str:
+        """Return an answer as it stands in the turn, without the ending."""
+        return self.lead + (answer.strip() if self.trims else answer)
+
+
+def turn_of(tokenizer: Tokenizer) -> Turn:
+    """Return what the chat template has around an assistant's answer.
+
+    Nothing where the chat with the answer does not begin like the one that asks for it.
+    """
+    asked = Prompt("question").messages()
+    answered = [*asked, {"role": "assistant", "content": f"\t{_MARK}\t"}]
+    try:
+        head: str = tokenizer.apply_chat_template(
+            asked, add_generation_prompt=True, tokenize=False, chat_template=dated(tokenizer)
+        )
+        whole: str = tokenizer.apply_chat_template(
+            answered, tokenize=False, chat_template=dated(tokenizer)
+        )
+    except Exception:  # a template raises whatever its author wrote
+        return Turn()
+    before, found, after = whole.removeprefix(head).partition(_MARK)
+    if not found or not whole.startswith(head):
+        return Turn()
+    lead, ending = before.removesuffix("\t"), after.removeprefix("\t").rstrip()
+    tokens = [one.content for one in tokenizer.added_tokens_decoder.values()]
+    ends = [ending.find(one) + len(one) for one in tokens if one.strip() and one in ending]
+    return Turn(
+        lead if not lead.strip() else "",
+        not before.endswith("\t"),
+        ending[: min(ends)] if ends else ending,
+    )
+
+
 def encode_after(
-    tokenizer: Tokenizer, prompts: Sequence[Prompt | str], texts: Sequence[str], chat: bool
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt | str],
+    texts: Sequence[str],
+    chat: bool,
+    ending: str = "",
 ) -> list[TokenSequence]:
     """Return the token ids of each prompt followed by its text, of which the text is scored.
 
-    The text's tokens are what the tokens of both together have after the prompt's; where they do
-    not begin with the prompt's, as when a token spans the border, they are the text's own. An empty
-    prompt is the token that opens texts, or else the one that ends them. Raises DataError for a
-    text without tokens, and where `chat` finds no template.
+    The text's tokens are what the tokens of both together have after the prompt's. Where those do
+    not begin with the prompt's, spaces that end the prompt go to its texts; where that does not
+    help, as inside a word, the text's tokens are its own. In a chat a text is spelt as the template
+    has an answer. After every text comes the ending. An empty prompt is the token that opens texts,
+    or else the one that ends them. Raises DataError for a text without tokens, and where `chat`
+    finds no template.
     """
     whole = [Prompt(one) if isinstance(one, str) else one for one in prompts]
     spelt = {
         one: _in_template(tokenizer, one) if chat else one.text() for one in dict.fromkeys(whole)
     }
-    heads = dict(
-        zip(spelt, _encode(tokenizer, list(spelt.values()), special=not chat), strict=True)
-    )
-    together = [spelt[one] + text for one, text in zip(whole, texts, strict=True)]
+    turn = turn_of(tokenizer) if chat else Turn()
+    follow = [turn.spelt(text) + ending for text in texts]
+
+    def encoded(texts: Sequence[str]) -> list[Ids]:
+        return _encode(tokenizer, texts, special=not chat)
+
+    heads = dict(zip(spelt, encoded(list(spelt.values())), strict=True))
+    together = encoded([spelt[one] + text for one, text in zip(whole, follow, strict=True)])
+    across = {
+        one: spelt[one].rstrip(" ")
+        for one, ids in zip(whole, together, strict=True)
+        if ids[: len(heads[one])] != heads[one]
+    }
+    heads |= zip(across, encoded(list(across.values())), strict=True)
     found = []
-    for text, head, ids in zip(
-        texts,
-        (heads[one] for one in whole),
-        _encode(tokenizer, together, special=not chat),
-        strict=True,
-    ):
+    for one, text, ids in zip(whole, follow, together, strict=True):
+        head = heads[one]
         tail = ids[len(head) :]
         if ids[: len(head)] != head or not tail:
-            (tail,) = _encode(tokenizer, [text], special=False)
+            spaces = spelt[one][len(across[one]) :] if one in across else ""
+            tail = _going_on(tokenizer, spaces + text)
         if not tail:
             raise DataError(f"expected a text of at least one token, got {text!r}")
         found.append(TokenSequence((head or _opening(tokenizer)) + tail, len(tail)))
     return found
+
+
+def _going_on(tokenizer: Tokenizer, text: str) -> Ids:
+    """Encode a text inside another, without the space that a tokenizer puts before a first word."""
+    line, both, alone = _encode(tokenizer, ["\n", "\n" + text, text], special=False)
+    return both[len(line) :] if both[: len(line)] == line else alone
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str], special: bool) -> list[Ids]:
@@ -117,7 +192,7 @@ def _in_template(tokenizer: Tokenizer, prompt: Prompt) -> str:
     messages = prompt.messages()
     try:
         text: str = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
+            messages, add_generation_prompt=True, tokenize=False, chat_template=dated(tokenizer)
         )
     except Exception as problem:  # a template raises whatever its author wrote
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else ""

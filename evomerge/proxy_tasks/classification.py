@@ -19,7 +19,7 @@ from evomerge.checkpoints import Checkpoint
 from evomerge.errors import DataError, Found, Place, nearest
 from evomerge.language_model import LanguageModel
 from evomerge.proxy_tasks import ItemScores, Probabilities, TaskSettings, sigmoid_of_margin
-from evomerge.proxy_tasks._data import Row, field, fill, only_field
+from evomerge.proxy_tasks._data import Label, Row, field, fill, only_field
 from evomerge.tokenizer_files import Tokenizer
 
 _CPU_TOKENS = 512  # tokens of a batch whose activations stay in a core's cache
@@ -77,8 +77,14 @@ class Example:
     def number(self, labels: Sequence[str]) -> int | None:
         """Return the number of the right class among those of these names, None where it is none.
 
-        A text that is a name is that name, even where it looks like a number.
+        A text that is a name is that name, even where it looks like a number. Classes that a data
+        set names are those of these names, case aside, unless it knows none of them.
         """
+        if isinstance(self.label, Label):
+            known = [one.casefold() for one in labels]
+            if any(one.casefold() in known for one in self.label.names):
+                name = (self.label.name or "").casefold()
+                return known.index(name) if name in known else None
         if isinstance(self.label, str) and self.label in labels:
             return labels.index(self.label)
         text = str(self.label)
@@ -133,7 +139,7 @@ def check(
             hint = f"did you mean {near!r}?" if near else ""
             here = Place(f"{place.document} ({source})", DataError, place.path) / "label"
             known = f"one of the models' classes ({', '.join(labels)}) or its number"
-            raise here.fail(known, example.label, hint)
+            raise here.fail(known, getattr(example.label, "name", None) or example.label, hint)
 
 
 def _labels(model: Checkpoint) -> tuple[str, ...]:

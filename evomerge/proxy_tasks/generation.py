@@ -6,9 +6,11 @@ unless the task says how to compare.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,7 +18,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from evomerge.decoding import Forced, TokenSequence, greedy
-from evomerge.errors import Place
+from evomerge.errors import DataError, Place
 from evomerge.language_model import LanguageModel
 from evomerge.proxy_tasks import (
     ItemScores,
@@ -28,9 +30,9 @@ from evomerge.proxy_tasks import (
     sigmoid_of_margin,
 )
 from evomerge.proxy_tasks._answers import Normalizer, Value, extracted, normalized, words
-from evomerge.proxy_tasks._data import Row, field, fill, only_field
+from evomerge.proxy_tasks._data import Row, field, fill, only_field, text_of
 from evomerge.proxy_tasks._forced import ForcedTask
-from evomerge.proxy_tasks._tokens import Stops, encode_after, prompt_of
+from evomerge.proxy_tasks._tokens import Stops, Turn, encode_after, prompt_of, turn_of
 from evomerge.tokenizer_files import Tokenizer
 
 _TEMPERATURE = 0.5  # until the experts' margins are known
@@ -56,7 +58,7 @@ class Settings(PromptedSettings):
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         [],
         description="texts that end the answer, besides the end-of-text token; the first ends "
-        "targets (default: with few-shot examples, not in a chat, the delimiter)",
+        "targets (default: in a chat what ends a turn, else with few-shot examples the delimiter)",
     )
     extract: str | None = Field(
         None,
@@ -102,6 +104,9 @@ class Example(Prompted):
 
     answers: tuple[str, ...]
     target: str
+    where: Place = dataclasses.field(
+        default=Place("the data", DataError), compare=False, repr=False, kw_only=True
+    )
 
 
 def render(row: Row, settings: Settings, place: Place) -> Example:
@@ -116,36 +121,59 @@ def render(row: Row, settings: Settings, place: Place) -> Example:
             raise here.fail("an answer that is not empty", answer)
         if _value(answer, settings) in (None, ""):
             raise here.fail(f"an answer with a {settings.normalize} to compare", answer)
-        _check_stops(extracted(answer, settings.extract) or answer.strip(), settings, here)
     target = answers[0]
     if settings.target is not None:
         target = fill(settings.target, row, place / "target")
-    _check_stops(target.rstrip(), settings, place / "target")
-    return Example(fill(settings.prompt, row, place / "prompt"), answers, target)
+    prompt = fill(settings.prompt, row, place / "prompt")
+    example = Example(prompt, answers, target, where=place)
+    _check_stops(example, settings, settings.stops)
+    if _said(target, settings) not in _values(example, settings):
+        raise (place / "target").fail(
+            "a target that counts as right when it is generated",
+            target,
+            "set `target` to what should be generated, with the answer where `extract` and "
+            "`normalize` find it",
+        )
+    return example
 
 
 def _answers(row: Row, settings: Settings, place: Place) -> tuple[str, ...]:
     name = only_field(settings.answer)
-    found = field(name, row, place) if name else None
+    if name is None:
+        return (fill(settings.answer, row, place),)
+    found = field(name, row, place)
     if isinstance(found, dict) and isinstance(found.get("text"), list):  # SQuAD and its kin
         found = found["text"]
     if not isinstance(found, list):
-        return (fill(settings.answer, row, place),)
+        return (text_of(found, name, place),)
     if not found or None in found:
         raise place.fail(f"a list of at least one answer in the field {name}", found)
-    return tuple(dict.fromkeys(map(str, found)))
+    return tuple(dict.fromkeys(text_of(one, name, place) for one in found))
 
 
-def _check_stops(text: str, settings: Settings, place: Place) -> None:
-    for stop in settings.stops:
+def _check_stops(example: Example, settings: Settings, stops: Iterable[str]) -> None:
+    """Raise DataError where a text that ends answers stands in the target or in an answer."""
+    answers = [extracted(one, settings.extract) or one.strip() for one in example.answers]
+    texts = [*(("answer", one) for one in answers), ("target", example.target.rstrip())]
+    for (key, text), stop in itertools.product(texts, stops):
         if stop in text:
-            hint = "it would be cut there; set `stop` to a text that comes after answers alone"
-            raise place.fail(f"no {stop!r} in it, which ends answers", text, hint)
+            hint = "it would be cut there; take it out, or `stop` at what comes after answers alone"
+            raise (example.where / key).fail(f"no {stop!r} in it, which ends answers", text, hint)
 
 
 def _value(text: str, settings: Settings) -> Value | None:
     """Return what a right answer is compared as; one that `extract` does not match is whole."""
     return normalized(extracted(text, settings.extract) or text.strip(), settings.normalize)
+
+
+def _values(example: Example, settings: Settings) -> set[Value | None]:
+    return {_value(answer, settings) for answer in example.answers}
+
+
+def _said(text: str, settings: Settings) -> Value | None:
+    """Return what a generated text is compared as, None where it says nothing."""
+    found = extracted(text, settings.extract)
+    return None if found is None else normalized(found, settings.normalize)
 
 
 def shown(example: Example, settings: Settings) -> Shot:
@@ -156,7 +184,8 @@ def shown(example: Example, settings: Settings) -> Shot:
 class Task(ForcedTask):
     """Examples of a generation task as token ids.
 
-    Raises DataError for a prompt without tokens, and where `chat` finds no template.
+    Raises DataError where an answer holds what ends texts or is longer than `max_new_tokens`, and
+    where `chat` finds no template.
     """
 
     def __init__(
@@ -167,30 +196,53 @@ class Task(ForcedTask):
         self._comes_late = bool(settings.extract) or settings.normalize == "number"
         self._end = tokenizer.eos_token_id
         self._read = functools.lru_cache(_READ)(self._cut)  # models often say the same
+        turn = turn_of(tokenizer) if settings.chat else Turn()
+        turn_ends = [turn.ending.strip()] if turn.ending else []
+        for example in examples:
+            _check_stops(example, settings, [*turn_ends, tokenizer.eos_token])
         self._stops = Stops(
-            tuple(settings.stops),
+            (*settings.stops, *turn_ends),
             functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False),
         )
         self.temperature = settings.temperature or _TEMPERATURE
-        self._answers = [
-            {_value(answer, settings) for answer in example.answers} for example in examples
-        ]
-        stop = settings.stops[0] if settings.stops else ""
-        end = () if stop else (self._end,)
+        self._answers = [_values(example, settings) for example in examples]
+        ending = settings.stops[0] if settings.stops else turn.ending
+        end = () if ending else (self._end,)
         self._sequences = [
             TokenSequence(one.ids + end, one.scored + len(end))
             for one in encode_after(
                 tokenizer,
                 [prompt_of(settings, example) for example in examples],
-                [example.target + stop for example in examples],
+                [example.target for example in examples],
                 settings.chat,
+                ending,
             )
         ]
         self.lengths = [len(one.ids) for one in self._sequences]
-        others = [answer + stop for example in examples for answer in example.answers[1:]]
+        others = [answer + ending for example in examples for answer in example.answers[1:]]
         spelt = tokenizer(others)["input_ids"] if others else []
         longest = max([*(one.scored for one in self._sequences), *map(len, spelt)], default=0)
         self._most = settings.max_new_tokens or longest + _SPARE_TOKENS
+        self._check_room(settings, examples)
+
+    def _check_room(self, settings: Settings, examples: Sequence[Example]) -> None:
+        """Raise DataError where `max_new_tokens` cuts off what makes a target right.
+
+        Where answers come late another one may be shorter, so then only if it cuts off them all.
+        """
+        short = [
+            item
+            for item, (one, right) in enumerate(zip(self._sequences, self._answers, strict=True))
+            if one.scored > self._most
+            and _said(self._cut(one.target[: self._most])[0], settings) not in right
+        ]
+        if short and (not self._comes_late or len(short) == len(examples)):
+            first = short[0]
+            raise (examples[first].where / "max_new_tokens").fail(
+                f"at least {self._sequences[first].scored} new tokens, which the target has",
+                self._most,
+                "raise it, or leave it out",
+            )
 
     def sequences(self, items: Sequence[int], context: int | None) -> list[TokenSequence]:
         """See ForcedTask."""
@@ -220,7 +272,7 @@ class Task(ForcedTask):
         still = []
         for row, (start, size) in enumerate(zip(forced.starts, known, strict=False)):
             text, ended = self._read(tuple(forced.choice[start : start + size].tolist()))
-            said.append(self._said(text))
+            said.append(_said(text, self._settings))
             if not ended and size < self._most and self._may_match(text, answers[row]):
                 still.append(row)
         continued = greedy(
@@ -230,7 +282,7 @@ class Task(ForcedTask):
             lambda index, new: self._settled(new, answers[still[index]]),
         )
         for row, new in zip(still, continued, strict=True):
-            said[row] = self._said(self._cut(new)[0])
+            said[row] = _said(self._cut(new)[0], self._settings)
         return np.array([float(one in right) for one, right in zip(said, answers, strict=True)])
 
     def _settled(self, tokens: list[int], answers: set[Value | None]) -> bool:
@@ -253,10 +305,6 @@ class Task(ForcedTask):
         so_far = text.rstrip("\ufffd")  # an unfinished character decodes to U+FFFD
         so_far = words(so_far) if self._settings.normalize == "text" else so_far.strip()
         return any(str(answer).startswith(so_far) for answer in answers)
-
-    def _said(self, text: str) -> Value | None:
-        found = extracted(text, self._settings.extract)
-        return None if found is None else normalized(found, self._settings.normalize)
 
 
 def _probabilities(forced: Forced) -> Probabilities:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from evomerge.decoding import Forced, TokenSequence
-from evomerge.errors import Place
+from evomerge.errors import Found, Place
 from evomerge.language_model import LanguageModel
 from evomerge.proxy_tasks import (
     ItemScores,
@@ -20,12 +21,19 @@ from evomerge.proxy_tasks import (
     Shot,
     sigmoid_of_margin,
 )
-from evomerge.proxy_tasks._data import Row, field, fill, only_field
+from evomerge.proxy_tasks._data import Label, Row, field, fill, only_field, text_of
 from evomerge.proxy_tasks._forced import ForcedTask
 from evomerge.proxy_tasks._tokens import encode_after, prompt_of
 from evomerge.tokenizer_files import Tokenizer
 
 _TEMPERATURE = 0.1  # until the experts' margins are known
+_READINGS = {
+    "text": "an option's text",
+    "label": "an option's label",
+    "letter": "a letter from A",
+    "number": "a number from 0",
+    "ordinal": "a number from 1",
+}
 
 
 class Settings(PromptedSettings):
@@ -38,6 +46,11 @@ class Settings(PromptedSettings):
     answer: str = Field(
         description="template of the right option: its text, its label where the data has labels, "
         "its number from 0, or its letter"
+    )
+    answer_is: Literal["text", "label", "letter", "number", "ordinal"] | None = Field(
+        None,
+        description="which of these the answer is; number counts from 0, ordinal from 1 (default: "
+        "whichever names an option, but for ordinal)",
     )
     normalize: Literal["tokens", "characters", "bytes", "none"] = Field(
         "tokens", description="divide an option's log-likelihood by its length in these"
@@ -65,9 +78,10 @@ def render(row: Row, settings: Settings, place: Place) -> Example:
     if len(options) < 2 or not all(option.strip() for option in options):
         raise (place / "options").fail("at least two options, none of them empty", list(options))
     here = place / "answer"
+    text = fill(settings.answer, row, here)
     name = only_field(settings.answer)
-    value = field(name, row, here) if name else fill(settings.answer, row, here)
-    answer = _which(value, options, labels, here)
+    value = field(name, row, here) if name else text
+    answer = _which(value, text, options, labels, settings.answer_is, here)
     right, different = options[answer], tuple(dict.fromkeys(options))
     if [option.strip() for option in options].count(right.strip()) > 1:
         raise (place / "options").fail("a right option unlike the others", list(options))
@@ -84,46 +98,100 @@ def _separator(settings: Settings) -> str:
     return "" if settings.chat else settings.separator
 
 
-def _options(
-    row: Row, settings: Settings, place: Place
-) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+def _options(row: Row, settings: Settings, place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the options and, where the data has them, their labels."""
     if not isinstance(settings.options, str):
         templates = enumerate(settings.options)
-        return tuple(fill(template, row, place[index]) for index, template in templates), None
+        return tuple(fill(template, row, place[index]) for index, template in templates), ()
     name = only_field(settings.options)
     if name is None:
         raise place.fail("{field} alone, or a list of templates", settings.options)
     found, labels = field(name, row, place), None
     if isinstance(found, dict) and isinstance(found.get("text"), list):  # ARC and its kin
         found, labels = found["text"], found.get("label")
+    elif isinstance(found, dict) and all(len(key) == 1 for key in found):  # MedQA and its kin
+        found, labels = list(found.values()), list(found)
     if not isinstance(found, list) or None in found:
         raise place.fail(f"a list without null in the field {name}", found)
     if labels is not None and (not isinstance(labels, list) or len(labels) != len(found)):
         raise place.fail(f"a label for each option in the field {name}", labels)
-    return tuple(map(str, found)), None if labels is None else tuple(map(str, labels))
+    return (
+        tuple(text_of(one, name, place) for one in found),
+        tuple(text_of(one, name, place) for one in labels or ()),
+    )
 
 
 def _which(
-    value: Any, options: tuple[str, ...], labels: tuple[str, ...] | None, place: Place
+    value: Any,
+    text: str,
+    options: tuple[str, ...],
+    labels: tuple[str, ...],
+    asked: str | None,
+    place: Place,
 ) -> int:
-    """Return the number of the right option; a whole number is never taken for a text."""
-    text = str(value).strip()
-    if labels is not None and text in labels:
-        return labels.index(text)
-    if not isinstance(value, int) or isinstance(value, bool):
-        for known in (str(value), text):
-            if known in options:
-                return options.index(known)
-    number = -1
-    if text.isascii() and text.isdecimal():
-        number = int(text)
-    elif len(text) == 1 and text.isascii() and text.isalpha():
-        number = ord(text.upper()) - ord("A")
-    if not 0 <= number < len(options):
-        last = len(options) - 1
-        raise place.fail(f"an option's text, a number from 0 to {last}, or a letter from A", value)
-    return number
+    """Return the number of the right option; an answer that may be either of two is refused."""
+    readings = _readings(value, text, options, labels)
+    kept = {asked} if asked else _usual(value, text, readings, labels)
+    named = {reading: number for reading, number in readings.items() if reading in kept}
+    if not named:
+        raise place.fail(_expected(len(options), labels, asked), value, _settled(readings))
+    if len({options[number] for number in named.values()}) > 1:
+        meant = (f"{_READINGS[one]} for {reprlib.repr(options[named[one]])}" for one in named)
+        found = Found(f"{text!r}, which may be {' and '.join(meant)}")
+        raise place.fail("an answer that names one option", found, _settled(named))
+    return next(iter(named.values()))
+
+
+def _readings(
+    value: Any, text: str, options: tuple[str, ...], labels: tuple[str, ...]
+) -> dict[str, int]:
+    """Return all that an answer may be meant as, each with the number of the option it then names.
+
+    A class of the data set counts by its number, and its name is an option's text in any case.
+    """
+    found = {}
+    short = text.strip()
+    folded = [option.strip().casefold() for option in options]
+    if text in options or short in options:
+        found["text"] = options.index(text if text in options else short)
+    elif isinstance(value, Label) and short.casefold() in folded:
+        found["text"] = folded.index(short.casefold())
+    if short in labels:
+        found["label"] = labels.index(short)
+    if len(short) == 1 and short.isascii() and short.isalpha():
+        found["letter"] = ord(short.upper()) - ord("A")
+    if isinstance(value, int):
+        found["number"] = int(value)
+    elif short.isascii() and short.isdecimal() and len(short) < 10:
+        found["number"] = int(short)
+    if "number" in found:
+        found["ordinal"] = found["number"] - 1
+    return {reading: number for reading, number in found.items() if 0 <= number < len(options)}
+
+
+def _usual(value: Any, text: str, readings: dict[str, int], labels: tuple[str, ...]) -> set[str]:
+    """Return what an answer is taken for where the study does not say."""
+    if "label" in readings:
+        return {"label"}
+    usual = {"text", "letter", "number"}
+    if isinstance(value, bool) or any(map(str.isdecimal, labels)):
+        usual.remove("number")
+    if type(value) is int or (isinstance(value, Label) and len(text) == 1):
+        usual.remove("text")  # a class that is called A or 0 is a place among the options
+    return usual
+
+
+def _expected(count: int, labels: tuple[str, ...], asked: str | None) -> str:
+    if asked:
+        return f"{_READINGS[asked]} for one of {count} options"
+    if any(map(str.isdecimal, labels)):
+        return f"an option's text or one of its labels {', '.join(labels)}"
+    return f"an option's text, a number from 0 to {count - 1}, or a letter from A"
+
+
+def _settled(readings: Iterable[str]) -> str:
+    ways = [f"`answer_is: {one}` for {_READINGS[one]}" for one in readings]
+    return f"set {' or '.join(ways)}" if ways else ""
 
 
 class Task(ForcedTask):

@@ -14,6 +14,7 @@ import json
 import random
 import reprlib
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -100,8 +101,9 @@ def load(function: str, place: Place) -> Scoring:
     """Import a function; raises the place's error where there is none or its file fails."""
     source, _, name = function.rpartition(":")
     try:
-        module = _from_file(Path(source)) if source.endswith(".py") else _installed(source)
-    except Exception as problem:  # the file raises whatever its author wrote
+        with _as_program(function):
+            module = _from_file(Path(source)) if source.endswith(".py") else _installed(source)
+    except (Exception, SystemExit) as problem:  # the file raises whatever its author wrote
         hint = _reason(problem)
         if not source.endswith(".py"):
             hint += "; install it, or name a file as in file.py:name"
@@ -173,9 +175,9 @@ class Task:
             )
         rows = [copy.deepcopy(self._examples[item].row) for item in items]
         try:
-            with _own_streams(), torch.inference_mode():
+            with _as_program(self._function), _own_streams(), torch.inference_mode():
                 found = self._scoring(module, self._tokenizer, rows)
-        except Exception as problem:  # the function raises whatever its author wrote
+        except (Exception, SystemExit) as problem:  # the function raises whatever its author wrote
             raise CandidateError(
                 f"expected scores for {task} from {self._function}, got {_reason(problem)}; "
                 "correct it there"
@@ -213,13 +215,32 @@ def _is_list(value: Any) -> bool:
     return hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
 
 
-def _reason(problem: Exception) -> str:
+def _reason(problem: BaseException) -> str:
     """Return what went wrong and, in a file of the user's, where."""
     said = f"{type(problem).__name__}: {first_line(problem)}"
     frames = traceback.extract_tb(problem.__traceback__)
-    own = [one for one in frames if one.filename not in (__file__, importlib.__file__)]
-    inner = [one for one in own if "site-packages" not in one.filename and "<" not in one.filename]
+    own = [one for one in frames if one.filename != __file__]
+    library = ("site-packages", sysconfig.get_path("stdlib"), "<")
+    inner = [one for one in own if not any(part in one.filename for part in library)]
     return f"{said} at line {inner[-1].lineno} of {inner[-1].filename}" if inner else said
+
+
+@contextlib.contextmanager
+def _as_program(function: str) -> Iterator[None]:
+    """Let a file import those beside it, as a program may; what it prints goes to stderr.
+
+    The command's own stdout may be read by a program.
+    """
+    source = function.rpartition(":")[0]
+    own = [str(Path(source).parent)] if source.endswith(".py") else []
+    sys.path[:0] = own
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        for folder in own:
+            with contextlib.suppress(ValueError):  # the file has removed it
+                sys.path.remove(folder)
 
 
 @contextlib.contextmanager

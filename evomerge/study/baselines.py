@@ -92,6 +92,7 @@ class Baselines:
     starts: tuple[Mapping[str, float], ...]  # weights of the experts, by name
     unsolved: tuple[str, ...]  # tasks of which no input answers a single item right
     scores: Mapping[str, TaskScores]  # on the search split, of every row that could be scored
+    scored: Mapping[str, Row]  # these rows, more than the report's
 
 
 def baselines(
@@ -109,11 +110,13 @@ def baselines(
     total = 1 + len(experts) + max(0, len(experts) - 1) + len(LINE) + 4
     done = 0
     found: dict[str, TaskScores] = {}
+    made: dict[str, Row] = {}
 
     def scored(row: Row) -> TaskScores:
         nonlocal done
         progress(f"baselines: {row.name}", min(done, total), total)
         done += 1
+        made[row.name] = row
         found[row.name] = row_scores(store, scorer, row, "search")
         return found[row.name]
 
@@ -155,7 +158,7 @@ def baselines(
         name: 1 / len(greedy_members) if name in greedy_members else 0.0 for name in experts
     }
     starts = (dict.fromkeys(experts, scale), dict.fromkeys(experts, share), greedy_share)
-    return Baselines(tuple(rows), fitness, starts, unsolved, found)
+    return Baselines(tuple(rows), fitness, starts, unsolved, found, made)
 
 
 def _greedy_soup(

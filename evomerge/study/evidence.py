@@ -39,11 +39,14 @@ def expectations(prior: Baselines) -> Iterator[str]:
 
 def fidelity_before(prior: Baselines) -> Fidelity | None:
     """Estimate the fidelity of the search items from the better half of the baselines."""
-    tables = stacked([_smooth(one) for name, one in prior.scores.items() if name != "ensemble"])
+    candidates = [_smooth(one) for name, one in prior.scores.items() if name != "ensemble"]
+    # Some are the same merge, such as the best of a line and that of its scale.
+    distinct = {tuple(one.tobytes() for one in row.values()): row for row in candidates}
+    tables = stacked([*distinct.values()])
     if not tables:
         return None
     reference = prior.fitness.reference
-    return fidelity(better_half(tables, reference), reference)
+    return fidelity(better_half(tables, reference), reference, prior.fitness.worst)
 
 
 def fidelity_report(store: Store, prior: Baselines) -> dict[str, Any]:
@@ -54,7 +57,8 @@ def fidelity_report(store: Store, prior: Baselines) -> dict[str, Any]:
     """
     first = fidelity_before(prior)
     tables = stacked(store.look(_item_scores))
-    last = fidelity(tables, prior.fitness.reference) if tables else None
+    fitness = prior.fitness
+    last = fidelity(tables, fitness.reference, fitness.worst) if tables else None
     sentences = [] if last is None else [after(last), warning(last)]
     return {
         "before": None if first is None else first.to_mapping(),
@@ -68,7 +72,7 @@ def _smooth(scores: TaskScores) -> dict[str, Matrix]:
 
 
 def _item_scores(connection: Connection, study: int) -> list[dict[str, Matrix]]:
-    """Return the smooth item scores of the last trials that succeeded."""
+    """Return the smooth item scores of the last trials that answered all, each weights' once."""
     query = (
         select(TRIAL_ATTRIBUTES.c.value_json)
         .join(TRIALS, TRIALS.c.trial_id == TRIAL_ATTRIBUTES.c.trial_id)
@@ -77,8 +81,14 @@ def _item_scores(connection: Connection, study: int) -> list[dict[str, Matrix]]:
         .order_by(TRIALS.c.number.desc())
         .limit(_MOST)
     )
-    found = (json.loads(text).get("items") for (text,) in connection.execute(query))
-    return [_smooth(unpack(packed)) for packed in found if packed]
+    found: dict[str, dict[str, Matrix]] = {}
+    for (text,) in connection.execute(query):
+        metrics = json.loads(text)
+        if metrics.get("items"):
+            scores = _smooth(unpack(metrics["items"]))
+            if all(np.isfinite(one).all() for one in scores.values()):
+                found.setdefault(metrics["weights"], scores)
+    return [*found.values()]
 
 
 def calibration_report(

@@ -61,7 +61,7 @@ def finish_study(
     objectives = recorded_objectives(store, prior.fitness) if several else {}
     front = front_trials(trials, objectives)
     found = candidates(trials, space.holes, recommended, front, starting)
-    finalists = _score(store, scorer, space, found, experts, progress)
+    finalists = _score(store, scorer, space, found, experts, prior.fitness.worst, progress)
     chosen = max(finalists, key=lambda one: (one.select, one.margin)).to_mapping()
     recipe = space.decode(chosen["values"])
     winner = Row("winner", "winner", {"recipe": recipe.to_mapping()}, chosen["name"])
@@ -98,7 +98,7 @@ class _Finalist:
     """A candidate with its scores on the select split."""
 
     candidate: Candidate
-    select: float  # normalized accuracy, by which the winner is picked
+    select: float  # fitness of its accuracies, by which the winner is picked
     margin: float  # mean smooth score, for ties
     objectives: tuple[float, ...]
 
@@ -120,6 +120,7 @@ def _score(
     space: SearchSpace | Course,
     found: Sequence[Candidate],
     experts: Sequence[Row],
+    worst: float,
     progress: Progress,
 ) -> list[_Finalist]:
     """Score candidates on the select split, those left out that cannot be."""
@@ -136,6 +137,7 @@ def _score(
     ahead(store, scorer, [*experts, *(row for row, _ in pairs)], ["select"])
     references = [row_scores(store, scorer, row, "select") for row in experts]
     fitness = Fitness(best_of([mean_scores(one) for one in references]))
+    accuracy = Fitness(best_of([mean_correct(one) for one in references]), worst)
     scored: list[_Finalist] = []
     for index, (row, candidate) in enumerate(pairs):
         progress(f"finalists: {candidate.name}", index, len(found))
@@ -143,9 +145,9 @@ def _score(
             scores = row_scores(store, scorer, row, "select")
         except (CandidateError, InputError):
             continue
-        interval, means = normalized_accuracy(scores, references), mean_scores(scores)
+        select, means = accuracy.of(mean_correct(scores)), mean_scores(scores)
         margin = sum(means.values()) / len(means)
-        scored.append(_Finalist(candidate, interval.value, margin, fitness.normalized(means)))
+        scored.append(_Finalist(candidate, select, margin, fitness.normalized(means)))
     if not scored:
         raise StudyError("no finalist of the study could be scored, so there is no winner")
     progress("finalists", len(found), len(found))

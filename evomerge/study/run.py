@@ -117,15 +117,15 @@ class Run:
         """Return what decides how many items each candidate answers."""
         tensors, file = self.checked.tensors, self.checked.file
         keys = {
-            row.name: weights_key(parse_recipe(row.what["recipe"], _PLACE), tensors)
-            for row in prior.rows
+            name: weights_key(parse_recipe(row.what["recipe"], _PLACE), tensors)
+            for name, row in prior.scored.items()
             if "recipe" in row.what
         }
         return Racer(
             file.search.racing,
             {task: len(items.score) for task, items in prior.scores["base"].items()},
             prior.fitness,
-            [(keys.get(name, name), scores) for name, scores in prior.scores.items()],
+            {keys.get(name, name): scores for name, scores in prior.scores.items()},
             self._several,
             file.search.seed,
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from evomerge.architectures import end_to_end
@@ -194,6 +195,6 @@ class Scorer:
 
 def _finite(scores: TaskScores) -> TaskScores:
     for task, items in scores.items():
-        if not torch.isfinite(torch.from_numpy(items.score)).all():
+        if not (np.isfinite(items.score).all() and np.isfinite(items.correct).all()):
             raise CandidateError(f"the model gives scores on {task} that are not finite numbers")
     return scores

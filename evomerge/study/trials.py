@@ -178,7 +178,7 @@ class Trials:
         self._under_way[slot] = _UnderWay(number, proposal, weights)
         known = self._racer.known(horizon, weights)
         if known is None:
-            self._workers.submit(Job(slot, recipe, self._racer.race(slot, horizon)))
+            self._workers.submit(Job(slot, recipe, self._racer.race(slot, horizon, weights)))
         else:
             self._end(Done(slot, known, None, 0.0))
 

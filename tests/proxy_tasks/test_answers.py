@@ -32,6 +32,21 @@ from evomerge.proxy_tasks._answers import extracted, last_number, normalized, wo
         ("答案是42。", 42),
         (r"\boxed{42}", 42),
         ("1,2345", 2345),
+        ("1,00,000", 100000),
+        ("12,34,567.5", Fraction(2469135, 2)),
+        ("1'000", 1000),
+        ("1\N{RIGHT SINGLE QUOTATION MARK}000'000", 1000000),
+        ("5'10", 10),
+        ("Rs.500", 500),
+        ("No.5", 5),
+        ("is...42", 42),
+        ("1.2.3", Fraction(6, 5)),
+        ("_18_", 18),
+        ("__18__", 18),
+        ("5 is x_1", 5),
+        ("5,75", 75),
+        ("1 000", 0),
+        ("3 1/2", Fraction(1, 2)),
         ("5km", 5),
         ("0", 0),
     ],
@@ -40,7 +55,7 @@ def test_the_last_number(text: str, number: Fraction | int) -> None:
     assert last_number(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "none", "1/0", "x2", "-", ".", "9" * 5000])
+@pytest.mark.parametrize("text", ["", "none", "1/0", "x2", "x_2", "v1.5", "-", ".", "9" * 5000])
 def test_no_number(text: str) -> None:
     assert last_number(text) is None
 

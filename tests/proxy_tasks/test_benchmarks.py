@@ -36,6 +36,18 @@ PLACE = Place("study.yaml", DataError, "tasks.maths.data")
         ("tatsu-lab/alpaca_eval", "eval"),
         ("nyu-mll/glue", "validation_matched"),
         ("openai/gsm8k", "all"),
+        ("hails/mmlu_no_train", "test"),
+        ("CohereLabs/Global-MMLU", "test"),
+        ("haonan-li/cmmlu", "test"),
+        ("edinburgh-dawg/mmlu-redux-2.0", "test"),
+        ("DigitalLearningGmbH/MATH-lighteval", "test"),
+        ("lighteval/MATH-Hard", "test"),
+        ("madrylab/gsm8k-platinum", "test"),
+        ("math-ai/aime24", "test"),
+        ("EleutherAI/truthful_qa_mc", "validation"),
+        ("GBaker/MedQA-USMLE-4-options", "test"),
+        ("GBaker/MedQA-USMLE-4-options-hf", "test"),
+        ("facebook/anli", "test_r1"),
     ],
 )
 def test_refused(dataset: str, split: str) -> None:
@@ -54,6 +66,8 @@ def test_refused(dataset: str, split: str) -> None:
         ("openai/gsm8k", "train[:100]"),
         ("cais/mmlu", "auxiliary_train"),
         ("cais/mmlu", "validation"),  # no one's score
+        ("DigitalLearningGmbH/MATH-lighteval", "train"),
+        ("facebook/anli", "train_r3"),
         ("Rowan/hellaswag", "train"),
         ("allenai/ai2_arc", "validation"),
         ("google-research-datasets/mbpp", "train"),

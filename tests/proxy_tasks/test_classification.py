@@ -21,6 +21,7 @@ from evomerge.evaluator import Evaluator, draw_items
 from evomerge.language_model import Ensemble
 from evomerge.models import load_tokenizer
 from evomerge.proxy_tasks import classification
+from evomerge.proxy_tasks._data import Label
 from evomerge.proxy_tasks.classification import Example, Settings, Task
 from evomerge.study.file import check_study, load_study_file, parse_study
 from evomerge.zoo.tokenizer import build_tokenizer
@@ -327,6 +328,17 @@ def test_what_check_finds(family: Path, tmp_path: Path) -> None:
         change(folder / name, id2label={"0": "x"})
     found = refusal(folder)
     assert "classifier.weight of shape [1, 16]" in found
+
+
+def test_classes_of_a_data_set_are_known_by_name() -> None:
+    names = ("entailment", "neutral", "contradiction")
+    model = ("CONTRADICTION", "NEUTRAL", "ENTAILMENT")
+    examples = [Example("a", None, Label(number, names)) for number in (0, 1, 2, -1)]
+    assert [one.number(model) for one in examples] == [2, 1, 0, None]
+    assert [one.number(names) for one in examples] == [0, 1, 2, None]
+    assert [one.number(("LABEL_0", "LABEL_1", "LABEL_2")) for one in examples[:3]] == [0, 1, 2]
+    assert Example("a", None, 0).number(model) == 0
+    assert Example("a", None, Label(1, ("entailment", "other"))).number(model) is None
 
 
 def test_kinds_and_models_that_do_not_suit_each_other(family: Path, tmp_path: Path) -> None:

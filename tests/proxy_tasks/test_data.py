@@ -1,8 +1,11 @@
 """Reading rows from files and data sets, and where each came from; templates."""
 
+import copy
 import csv
 import json
 import shutil
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 
 from evomerge.errors import DataError, EvomergeError, Place, StudyFileError
 from evomerge.proxy_tasks import Dataset
-from evomerge.proxy_tasks._data import fill, only_field, read_rows
+from evomerge.proxy_tasks._data import Label, fill, only_field, read_rows
 
 PLACE = Place("study.yaml", DataError, "tasks.sort.data")
 ROWS = [{"question": f"q{number}", "options": ["a", "b"], "right": number} for number in range(7)]
@@ -93,6 +96,11 @@ def test_csv_in_quotes(tmp_path: Path) -> None:
         {"question": "last", "answer": "007"},
     ]
     assert [found.where(1), found.where(2)] == ["line 2 of rows.csv", "line 4 of rows.csv"]
+
+
+def test_a_long_field(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n" + "x" * 200_000 + ",1\n")
+    assert read_rows("rows.csv", tmp_path, PLACE) == [{"a": "x" * 200_000, "b": "1"}]
 
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from('\n\t",'))
@@ -219,6 +227,62 @@ def test_splits_of_a_data_set(tmp_path: Path) -> None:
         read_rows(Dataset(dataset=here, split="tets"), tmp_path, PLACE)
 
 
+def test_a_data_set_that_was_saved(tmp_path: Path) -> None:
+    saved = datasets.Dataset.from_list(ROWS)
+    saved.select([2, 0]).save_to_disk(tmp_path / "one")
+    assert read_rows(Dataset(dataset="one"), tmp_path, PLACE) == [ROWS[2], ROWS[0]]
+    datasets.Dataset.from_list(ROWS, split="dev").save_to_disk(tmp_path / "dev")
+    assert read_rows(Dataset(dataset="dev", split="dev[:1]"), tmp_path, PLACE) == ROWS[:1]
+    parts = {"mine": saved.select([1]), "yours": saved.select([3, 4])}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "several")
+    for split, numbers in (("mine", [1]), ("yours[1:]", [4]), ("yours+mine", [3, 4, 1])):
+        found = read_rows(Dataset(dataset="several", split=split), tmp_path, PLACE)
+        assert found == [ROWS[number] for number in numbers]
+    for folder, known in (("one", "['train']"), ("several", "['mine', 'yours']")):
+        with pytest.raises(DataError) as caught:
+            read_rows(Dataset(dataset=folder, split="test"), tmp_path, PLACE)
+        assert str(caught.value) == (
+            f"expected a data set that `datasets` reads, got '{folder}' at tasks.sort.data in "
+            f'study.yaml; ValueError: Unknown split "test". Should be one of {known}.'
+        )
+
+
+def test_a_configuration_that_is_missing(tmp_path: Path) -> None:
+    card = "---\nconfigs:\n"
+    for name in ("easy", "hard"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"a": name}))
+        card += f"- config_name: {name}\n  data_files: {name}.jsonl\n"
+    (tmp_path / "README.md").write_text(card + "---\n")
+    here = str(tmp_path)
+    assert read_rows(Dataset(dataset=here, name="hard"), tmp_path, PLACE) == [{"a": "hard"}]
+    with pytest.raises(DataError, match=r"in study.yaml; set `name` to one of 'easy', 'hard'$"):
+        read_rows(Dataset(dataset=here), tmp_path, PLACE)
+
+
+def test_classes_of_a_data_set_have_names(tmp_path: Path) -> None:
+    classes = datasets.ClassLabel(names=["sad", "glad"])
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "mood": classes, "moods": datasets.Sequence(classes)}
+    )
+    rows = [
+        {"text": "a", "mood": 1, "moods": [1, 0]},
+        {"text": "b", "mood": -1, "moods": None},
+        {"text": "c", "mood": None, "moods": []},
+    ]
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "set/train.parquet")
+    found = read_rows(Dataset(dataset="set"), tmp_path, PLACE)
+    assert found == rows
+    assert json.dumps(found) == json.dumps(rows)
+    for row in (found[0], copy.deepcopy(found[0])):
+        assert fill("{text} is {mood}", row, PLACE) == "a is glad"
+        assert [one.name for one in row["moods"]] == ["glad", "sad"]
+        assert row["mood"].names == ("sad", "glad")
+    for row in found[1:]:
+        with pytest.raises(DataError, match="expected a value in the field mood, got null"):
+            fill("{mood}", row, PLACE)
+
+
 def test_rows_of_a_data_set_know_their_number(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"a": 1}\n{"a": 2}')
     found = read_rows(Dataset(dataset=str(tmp_path)), tmp_path, PLACE)
@@ -301,13 +365,46 @@ def test_a_data_set_that_is_none(tmp_path: Path) -> None:
 
 
 def test_templates() -> None:
-    row = {"a": "x", "n": 3, "b c": [1], "": "empty"}
-    assert fill("{a} and {n}: {b c}", row, PLACE) == "x and 3: [1]"
+    row = {"a": "x", "n": 3, "b c": 1.5, "": "empty"}
+    assert fill("{a} and {n}: {b c}", row, PLACE) == "x and 3: 1.5"
     assert fill("{{a}} {{{a}}}", row, PLACE) == "{a} {x}"
     assert fill("", row, PLACE) == ""
     assert fill("{a}", {"a": "{n}"}, PLACE) == "{n}"
     assert only_field("{a}") == "a"
     assert [only_field(text) for text in ("{a} ", "a", "{}", "{{a}}", "{a}{b}")] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "True"),
+        (0, "0"),
+        (Decimal("1.50"), "1.50"),
+        (date(2024, 2, 29), "2024-02-29"),
+        ("f\xfcr \U0001f642".encode(), "f\xfcr \U0001f642"),
+        (Label(1, ("no", "yes")), "yes"),
+    ],
+)
+def test_what_a_template_takes(value: object, text: str) -> None:
+    assert fill("{a}", {"a": value}, PLACE) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (["Sucre", "La Paz"], "a text or a number in the field a, got ['Sucre', 'La Paz']"),
+        ({"value": "x"}, "a text or a number in the field a, got {'value': 'x'}"),
+        (float("inf"), "a text or a number in the field a, got inf"),
+        (float("nan"), "a value in the field a, got null"),
+        (Label(-1, ("no", "yes")), "a value in the field a, got null"),
+        ("x" * 99 + "\ud83d", r"UTF-8 text in the field a, got '\ud83d' in place 100"),
+        (b"f\xfcr", r"UTF-8 text in the field a, got b'\xfc' in place 2"),
+    ],
+)
+def test_what_a_template_does_not_take(value: object, words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        fill("it is {a}", {"a": value}, PLACE)
+    assert str(caught.value).startswith(f"expected {words} at tasks.sort.data in study.yaml")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from evomerge.errors import DataError, EvomergeError, Place
 from evomerge.models import load_tokenizer
@@ -295,6 +296,71 @@ def test_a_chat_s_own_end_of_a_turn() -> None:
     assert found.scores(model, [0], exact=True).correct.tolist() == [1.0]
 
 
+def chatting() -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose chat template ends turns with a token of its own."""
+    found = byte_level_tokenizer("the sum of 40 and 2 is 42.\n" * 9)
+    found.chat_template = (
+        "{% for one in messages %}{{ one.role }}:{{ one.content }}<turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    found.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    return found
+
+
+@pytest.mark.parametrize("stop", [[], ["."]])
+def test_a_turn_of_the_template_ends_the_answer(stop: list[str]) -> None:
+    tokenizer = chatting()
+    example = Example("40 and 2", ("42",), "42")
+    found = Task(settings(chat=True, stop=stop), [example], tokenizer)
+    prompt = tuple(tokenizer("user:40 and 2<turn>\nassistant:")["input_ids"])
+    answer, turn = tuple(tokenizer("42")["input_ids"]), tokenizer("<turn>")["input_ids"][0]
+    end = tokenizer(".")["input_ids"] if stop else [turn]
+    assert found._sequences[0].ids == (*prompt, *answer, *end)
+    for said, right in (((turn, *answer), 0), ((*answer, turn, *answer), 1), ((*answer, 0), 1)):
+        model = Scripted(saying(prompt, said), len(tokenizer))
+        assert found.scores(model, [0], exact=True).correct.tolist() == [right]
+
+
+def test_an_answer_that_holds_the_end_of_a_text_or_turn() -> None:
+    asked, place = settings(), Place("study.yaml (line 3 of d.jsonl)", DataError, "tasks.sums")
+    example = render({"q": "40 and 2 is", "a": "4<end>2"}, asked, place)
+    with pytest.raises(DataError, match=r"no '<end>' in it, .*'4<end>2' at .*answer in .*\(line 3"):
+        task(asked, example)
+    with pytest.raises(DataError, match="no '<turn>' in it"):
+        Task(settings(chat=True), [Example("40 and 2", ("42",), "42<turn>.")], chatting())
+
+
+def test_a_target_that_max_new_tokens_cuts_off() -> None:
+    place = Place("study.yaml (line 3 of d.jsonl)", DataError, "tasks.sums")
+    long, short = (
+        render({"q": "it is", "a": answer}, settings(), place) for answer in ("the sum of 40", "42")
+    )
+    needed = len(ids("the sum of 40"))
+    task(settings(max_new_tokens=needed), long, short)  # the end may be cut off
+    words = rf"at least {needed + 1} new tokens.*got {needed - 1} at .*max_new_tokens .*\(line 3"
+    with pytest.raises(DataError, match=words):
+        task(settings(max_new_tokens=needed - 1), short, long)
+    late = settings(extract=r"\d+", max_new_tokens=needed - 1)
+    task(late, short, long)  # another answer may be shorter
+    with pytest.raises(DataError, match=words):
+        task(late, long, long)
+
+
+@pytest.mark.parametrize(
+    ("asked", "target"),
+    [
+        ({"extract": "#### (.*)"}, "42"),
+        ({"extract": r"#### (\d+)"}, "2 and #### 4"),
+        ({"normalize": "number"}, "42 is 40 and 2"),
+        ({}, "so 42"),
+    ],
+)
+def test_a_target_that_would_be_wrong(asked: dict[str, Any], target: str) -> None:
+    row = {"q": "40 and 2 is", "a": "42", "t": target}
+    with pytest.raises(DataError, match=r"counts as right .* at tasks\.sums\.target in"):
+        render(row, settings(target="{t}", **asked), PLACE)
+
+
 def test_several_answers_in_the_data() -> None:
     two = Example("1+1=", ("2", "two"), "2")
     assert render({"q": "1+1=", "a": ["2", "two", "2"]}, settings(), PLACE) == two
@@ -332,7 +398,7 @@ def test_answers_that_can_be_generated() -> None:
 
 
 def test_render() -> None:
-    asked = settings(target="so {a}")
+    asked = settings(target="so {a}", extract=r"\d+")
     assert render({"q": "1+1=", "a": 2}, asked, PLACE) == Example("1+1=", ("2",), "so 2")
     assert render({"q": "1+1=", "a": 2}, settings(), PLACE) == Example("1+1=", ("2",), "2")
     for row, words in (
@@ -342,6 +408,10 @@ def test_render() -> None:
         ({"q": "1+1=", "a": []}, r"a list of at least one answer in the field a, got \[\] at"),
         ({"q": "1+1=", "a": ["2", None]}, "a list of at least one answer in the field a, got"),
         ({"q": "1+1=", "a": ["2", ""]}, "an answer that is not empty, got '' at"),
+        ({"q": "1+1=", "a": ["2", {"n": 2}]}, r"in the field a, got \{'n': 2\} at .*answer"),
+        ({"q": "1+1=", "a": ["2", ["3"]]}, r"in the field a, got \['3'\] at tasks.sums.answer"),
+        ({"q": "1+1=", "a": [2.5, float("nan")]}, "in the field a, got nan at tasks.sums.answer"),
+        ({"q": "1+1=", "a": {"n": 2}}, r"in the field a, got \{'n': 2\} at tasks.sums.answer"),
         ({"q": "1+1=", "a": None}, "a value in the field a, got null at tasks.sums.answer"),
     ):
         with pytest.raises(EvomergeError, match=words):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from evomerge.errors import DataError, Place
+from evomerge.proxy_tasks._data import Label
 from evomerge.proxy_tasks.multiple_choice import Example, Settings, Task, render
 from tests.architectures import byte_level_tokenizer, live, save_random
 from tests.proxy_tasks.scripted import Scripted
@@ -29,20 +30,86 @@ def settings(**given: Any) -> Settings:
         (["red", "blue", "green"], "2", 2),
         (["red", "blue", "green"], "C", 2),
         (["red", "blue", "green"], "a", 0),
-        (["b", "a", "c"], "a", 1),  # a text before a letter
-        (["3", "0", "7"], "0", 1),  # a text before a number
-        (["3", "0", "7"], 0, 0),  # a number is none
+        (["a", "c", "b"], "a", 0),  # as a text and as a letter
+        (["0", "3", "7"], "0", 0),  # as a text and as a number
+        (["b", "a", "e"], "e", 2),  # no letter of three options
+        (["3", "0", "7"], 0, 0),  # a number is no text
         ([3, 0, 7], "7", 2),
         (["False", "True"], True, 1),
         ({"text": ["red", "blue"], "label": ["A", "B"]}, "B", 1),  # ARC
         ({"text": ["red", "blue", "green"], "label": ["1", "2", "3"]}, "2", 1),  # ARC too
         ({"text": ["red", "blue"]}, "B", 1),
+        ({"text": ["4", "3", "2"], "label": ["1", "2", "3"]}, "2", 1),  # a label before a text
+        ({"text": ["red", "blue"], "label": ["A", "B"]}, 1, 1),
+        ({"A": "red", "B": "blue"}, "B", 1),  # MedQA
+        ({"A": "red", "B": "blue"}, "blue", 1),
+        (["red", "blue"], Label(1, ("choice1", "choice2")), 1),  # COPA of SuperGLUE
+        (["D", "C", "B", "A"], Label(2, ("A", "B", "C", "D")), 2),  # MMLU
+        (["1", "0"], Label(0, ("0", "1")), 0),  # PIQA
+        (["blue", "red"], Label(1, ("blue", "red")), 1),
+        (["no", "yes"], Label(1, ("False", "True")), 1),  # BoolQ of SuperGLUE
+        ([b"red", b"bl\xc3\xbc"], b"bl\xc3\xbc", 1),
     ],
 )
 def test_the_right_option(options: Any, answer: Any, number: int) -> None:
     found = render({"q": "which?", "o": options, "a": answer}, settings(), PLACE)
+    texts = options
+    if isinstance(options, dict):
+        texts = options.get("text") or options.values()
+    plain = (one.decode() if isinstance(one, bytes) else str(one) for one in texts)
+    assert found == Example("which?", tuple(plain), number)
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "meant"),
+    [
+        (["AB", "B", "A", "0"], "A", {"text": 2, "letter": 0}),  # blood groups
+        (["3", "2", "1", "0"], "1", {"text": 2, "number": 1}),
+        (["1", "2", "3"], " 1", {"text": 0, "number": 1}),
+        (["good", "bad"], Label(0, ("bad", "good")), {"text": 1, "number": 0}),
+        (["Good", "Bad"], Label(0, ("bad", "good")), {"text": 1, "number": 0}),
+        (["x", "y"], Label(0, ("B", "A")), {"letter": 1, "number": 0}),
+        ({"text": ["1", "2", "0"], "label": ["A", "B", "C"]}, "0", {"text": 2, "number": 0}),
+    ],
+)
+def test_what_names_two_options_is_refused(
+    options: Any, answer: Any, meant: dict[str, int]
+) -> None:
+    row = {"q": "which?", "o": options, "a": answer}
+    with pytest.raises(DataError, match="expected an answer that names one option, got '") as found:
+        render(row, settings(), PLACE)
     texts = options["text"] if isinstance(options, dict) else options
-    assert found == Example("which?", tuple(map(str, texts)), number)
+    for way, number in meant.items():
+        assert f"`answer_is: {way}` for" in str(found.value)
+        assert repr(texts[number]) in str(found.value)
+        assert render(row, settings(answer_is=way), PLACE).answer == number
+
+
+def test_the_sentence_on_an_answer_that_names_two_options() -> None:
+    row = {"q": "which?", "o": ["AB", "B", "A", "0"], "a": "A"}
+    with pytest.raises(DataError) as found:
+        render(row, settings(), PLACE)
+    assert str(found.value) == (
+        "expected an answer that names one option, got 'A', which may be an option's text for 'A' "
+        "and a letter from A for 'AB' at tasks.quiz.answer in study.yaml; set `answer_is: text` "
+        "for an option's text or `answer_is: letter` for a letter from A"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "way", "number"),
+    [
+        (["x", "y"], "1", "ordinal", 0),  # WinoGrande
+        (["x", "y"], 2, "ordinal", 1),
+        (["no", "yes"], True, "number", 1),  # BoolQ
+        ([1, 2, 3], 1, "text", 0),
+        ({"text": ["x", "y"], "label": ["1", "2"]}, 0, "number", 0),
+        ({"text": ["B", "A"], "label": ["A", "B"]}, "B", "text", 0),
+    ],
+)
+def test_what_an_answer_is_may_be_said(options: Any, answer: Any, way: str, number: int) -> None:
+    row = {"q": "which?", "o": options, "a": answer}
+    assert render(row, settings(answer_is=way), PLACE).answer == number
 
 
 def test_options_as_templates() -> None:
@@ -77,12 +144,31 @@ def test_wrong_options_that_repeat_count_once() -> None:
         ({"a": "c"}, {}, "got 'c'"),
         ({"a": "ß"}, {}, "got 'ß'"),
         ({"a": -1}, {}, "got -1"),
-        ({"a": None}, {}, "got nothing"),
+        ({"a": None}, {}, "expected a value in the field a, got null"),
+        ({"a": float("nan")}, {}, "expected a value in the field a, got null"),
+        ({"a": Label(-1, ("x", "y"))}, {}, "expected a value in the field a, got null"),
         ({"a": [0]}, {}, r"got \[0\]"),
         ({"a": 1.0}, {}, r"got 1\.0"),
+        ({"a": "9" * 5000}, {}, "an option's text, a number from 0 to 1"),
+        ({"a": True}, {}, "got True at .*; set `answer_is: number` for a number from 0 or `an"),
+        ({"a": "2"}, {}, "got '2' at .*; set `answer_is: ordinal` for a number from 1$"),
+        ({"a": "3"}, {"answer_is": "ordinal"}, "a number from 1 for one of 2 options, got '3' at"),
+        (
+            {"o": {"text": ["x", "y"], "label": ["1", "2"]}},
+            {},
+            "an option's text or one of its labels 1, 2, got 0 at .*; set `answer_is: number` for",
+        ),
+        ({"o": ["x", ["y"]]}, {}, r"expected a text or a number in the field o, got \['y'\] at"),
+        (
+            {"o": [{"text": "x", "label": "A"}] * 2},
+            {},
+            "expected a text or a number in the field o",
+        ),
+        ({"o": {"choices": ["x", "y"]}}, {}, "a list without null in the field o, got {'choices'"),
+        ({"o": {"A": "x", "B": None}}, {}, "a list without null in the field o"),
         ({"o": {"text": ["x", "y"], "label": ["A"]}}, {}, "a label for each option in the field o"),
         ({}, {"options": "{o} or"}, "{field} alone, or a list of templates, got '{o} or'"),
-        ({}, {"options": ["{o}", "{p}"]}, r"got a row without it at tasks.quiz.options\[1\] in"),
+        ({}, {"options": ["{q}", "{p}"]}, r"got a row without it at tasks.quiz.options\[1\] in"),
         ({}, {"answer": "{b}"}, "did you mean|its fields"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -113,6 +114,7 @@ def test_what_a_function_may_return(
         ("[-0.1, 0.5]", "got -0.1 for item 0"),
         ("([0.5, 1], [0, 2])", "a correctness from 0 to 1 .*, got 2.0 for item 1"),
         ("1 / 0", r"got ZeroDivisionError: division by zero at line 1 of .*mine\.py"),
+        ("exit(3)", r"got SystemExit: 3 at line 1 of .*mine\.py"),
     ],
 )
 def test_what_fails_a_trial(returned: str, words: str, folder: Path, tmp_path: Path) -> None:
@@ -146,6 +148,35 @@ def test_what_a_function_does_leaves_no_trace(folder: Path, tmp_path: Path) -> N
     assert len(set(first.score.tolist())) == 2
 
 
+def test_a_file_imports_those_beside_it_whenever_it_runs(folder: Path, tmp_path: Path) -> None:
+    write(tmp_path, "HALF = 0.5", "beside_it_first.py")
+    write(tmp_path, "import sys\nsys.path.append('/its/own')\nQUARTER = 0.25", "beside_it_later.py")
+    text = """
+        from beside_it_first import HALF
+
+        def score(model, tokenizer, rows):
+            from beside_it_later import QUARTER
+            return [HALF, QUARTER]
+    """
+    before = list(sys.path)
+    try:
+        found = task_of(tmp_path, text, ROWS).scores(live(folder), [0, 1], True)
+        assert sys.path == [*before, "/its/own"]
+    finally:
+        sys.path[:] = before
+    assert found.score.tolist() == [0.5, 0.25]
+
+
+def test_what_a_file_prints_goes_to_stderr(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "print('read')\ndef score(model, tokenizer, rows): print('run'); return [1] * len(rows)"
+    task_of(tmp_path, text, ROWS).scores(live(folder), [0, 1], True)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.split() == ["read", "run"]
+
+
 def test_an_ensemble_is_no_model_of_transformers(folder: Path, tmp_path: Path) -> None:
     task = task_of(tmp_path, "def score(model, tokenizer, rows): return [1] * len(rows)", ROWS)
     with pytest.raises(
@@ -175,12 +206,16 @@ def test_functions_of_installed_modules() -> None:
         ("no_such_module:score", "No module named 'no_such_module'"),
         ("broken.py:score", r"SyntaxError"),
         ("fails.py:score", r"RuntimeError: not today at line 2 of .*fails\.py"),
+        ("exits.py:score", r"SystemExit: usage: exits at line 2 of .*exits\.py"),
+        ("parses.py:score", r"JSONDecodeError: .* at line 2 of .*parses\.py"),
     ],
 )
 def test_what_is_no_function(function: str, words: str, tmp_path: Path) -> None:
     write(tmp_path, "number = 3\ndef score(model, tokenizer, rows): ...")
     write(tmp_path, "def score(:", "broken.py")
     write(tmp_path, "def score(): ...\nraise RuntimeError('not today')", "fails.py")
+    write(tmp_path, "import sys\nsys.exit('usage: exits')\ndef score(): ...", "exits.py")
+    write(tmp_path, "import json\njson.loads('{')\ndef score(): ...", "parses.py")
     settings = Settings(kind="python", data="x.jsonl", function=function)
     given = python.absolute(settings, tmp_path)
     with pytest.raises(DataError, match=words) as caught:

@@ -88,7 +88,14 @@ def refusal(models: Path, folder: Path, rows: list[Any], kind: str, **own: Any) 
             {"o": ["x", "y"], "a": 2},
             {},
             "expected an option's text, a number from 0 to 1, or a letter from A, got 2 at "
-            "tasks.sums.answer in {}",
+            "tasks.sums.answer in {}; set `answer_is: ordinal` for a number from 1",
+        ),
+        (
+            "perplexity",
+            {"q": "half \ud83d"},
+            {},
+            "expected UTF-8 text in the field q, got '\\ud83d' in place 6 at tasks.sums.text in "
+            "{}; correct that row, or take it out",
         ),
         (
             "perplexity",

@@ -1,19 +1,19 @@
 """What a report says of its own figures, from the scores that the database holds."""
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import create_engine, text
 
 from evomerge.calibration import calibration
 from evomerge.fitness import TaskScores
 from evomerge.proxy_tasks import ItemScores, Probabilities
 from evomerge.study import loop
 from evomerge.study.baselines import Baselines
-from evomerge.study.evidence import expectations, gain_sentence
+from evomerge.study.evidence import _item_scores, expectations, gain_sentence
 from evomerge.study.item_scores import unpack
 from evomerge.study.store import Store
 from evomerge.study.summary import stored_report
@@ -71,20 +71,47 @@ def test_fidelity_after_is_of_the_trials_in_the_database(watched: Silent) -> Non
         task: max(float(scores(one, "search")[task].score.mean()) for one in EXPERTS)
         for task in TASKS
     }
-    found = [
-        unpack(json.loads(text)["items"])
-        for _, key, text in contents("s")["metrics"]
-        if key == "metrics" and "items" in json.loads(text)
-    ]
+    metrics = [json.loads(text) for _, key, text in contents("s")["metrics"] if key == "metrics"]
+    assert all("weights" in one for one in metrics if "items" in one)
+    found = [unpack(one["items"]) for one in metrics if "items" in one]
     rows = np.array([[one[task].score / reference[task] for task in TASKS] for one in found])
     rows = rows[np.isfinite(rows).all((1, 2))]  # some have been stopped early
     assert report["rows"] == len(rows) > 5
-    pairs = [(a - b).var(-1, ddof=1) for a, b in itertools.combinations(rows, 2)]
-    noise = np.mean(pairs, axis=0).sum() / 2 / ITEMS / len(TASKS) ** 2
-    spread = max(0, rows.mean((1, 2)).var(ddof=1) - noise)
+    means, worst = rows.mean(2), mapping()["fitness"]["worst"]
+    noise = 0.0
+    for row, mean in zip(rows - rows.mean(0), means, strict=True):  # beside the items' own means
+        share = np.full(len(TASKS), (1 - worst) / len(TASKS))
+        share[mean.argmin()] += worst
+        noise += share**2 @ row.var(1, ddof=1) / ITEMS / (len(rows) - 1)
+    values = (1 - worst) * means.mean(1) + worst * means.min(1)
+    spread = max(0, values.var(ddof=1) - noise)
     assert report["noise"] == pytest.approx(np.sqrt(noise))
     assert report["spread"] == pytest.approx(np.sqrt(spread))
     assert report["items"] == ITEMS
+
+
+def test_the_same_weights_count_once(watched: Silent) -> None:
+    store = Store.open("s", None)
+    before = len(store.look(_item_scores))
+    engine = create_engine("sqlite:///runs/s/study.db")
+    with engine.begin() as connection:
+        given = connection.execute(
+            text("SELECT trial_user_attribute_id, value_json FROM trial_user_attributes "
+                 "WHERE key = 'metrics'")
+        ).all()  # fmt: skip
+        whole = [(number, json.loads(one)) for number, one in given if "items" in one]
+        whole = [
+            (number, one) for number, one in whole
+            if all(np.isfinite(part.score).all() for part in unpack(one["items"]).values())
+        ]  # fmt: skip
+        assert len(whole) == before
+        for number, one in whole[:3]:
+            connection.execute(
+                text("UPDATE trial_user_attributes SET value_json = :value "
+                     "WHERE trial_user_attribute_id = :number"),
+                {"value": json.dumps(one | {"weights": "same"}), "number": number},
+            )  # fmt: skip
+    assert len(Store.open("s", None).look(_item_scores)) == before - 2
 
 
 def test_what_the_items_can_tell_is_said_before_the_search(watched: Silent) -> None:
@@ -100,11 +127,11 @@ def test_a_search_whose_items_cannot_rank_its_baselines_is_warned() -> None:
         f"row {row}": {"a": ItemScores(draw.random(20), np.ones(20))} for row in range(12)
     }
     rows["ensemble"] = {"a": ItemScores(np.ones(20), np.ones(20))}  # no candidate
-    fitness: Any = type("Fake", (), {"reference": {"a": 1.0}})
-    notes = list(expectations(Baselines((), fitness, (), (), rows)))
+    fitness: Any = type("Fake", (), {"reference": {"a": 1.0}, "worst": 0.0})
+    notes = list(expectations(Baselines((), fitness, (), (), rows, {})))
     assert len(notes) == 2
     assert notes[1].startswith("the search items cannot rank these candidates (0.")
-    assert list(expectations(Baselines((), fitness, (), (), {}))) == []
+    assert list(expectations(Baselines((), fitness, (), (), {}, {}))) == []
 
 
 def test_sentences_of_gains() -> None:
