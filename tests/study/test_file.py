@@ -132,7 +132,7 @@ def test_damage_of_every_sort_is_refused_in_one_sentence(folder: Path) -> None:
     whole["search"] |= {"trials": 12, "seed": 3, "sigma": 0.2, "population": 8}
     whole["splits"]["seed"] = 1
     whole["fitness"]["worst"] = 0.25
-    whole["tasks"]["generation"] |= {"stop": ["\n"], "extract": r"(\d+)", "temperature": 0.5}
+    whole["tasks"]["generation"] |= {"stop": ["\n"], "extract": r"(\w+)", "temperature": 0.5}
     whole["tasks"]["multiple_choice"] |= {"options": ["{q}", "{a}"], "answer": "0"}
     check_study(parse(whole, folder))
     refused = [

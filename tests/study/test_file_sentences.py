@@ -150,15 +150,15 @@ SENTENCES: list[tuple[str, Any, str]] = [
         "tasks.generation.stop",
         "\n",
         "expected a list of texts (texts that end the answer, besides the end-of-text token; "
-        "the first ends targets (default: with few-shot examples, not in a chat, the delimiter)), "
-        "got '\\n' at tasks.generation.stop in study.yaml",
+        "the first ends targets (default: in a chat what ends a turn, else with few-shot examples "
+        "the delimiter)), got '\\n' at tasks.generation.stop in study.yaml",
     ),
     (
         "tasks.generation.stop",
         ["x", ""],
         "expected a text that is not empty (texts that end the answer, besides the "
-        "end-of-text token; the first ends targets (default: with few-shot examples, not in a "
-        "chat, the delimiter)), got '' at tasks.generation.stop[1] in study.yaml",
+        "end-of-text token; the first ends targets (default: in a chat what ends a turn, else with "
+        "few-shot examples the delimiter)), got '' at tasks.generation.stop[1] in study.yaml",
     ),
     (
         "tasks.generation.extract",
