@@ -62,6 +62,7 @@ class LiveModel:
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
         self._takes_types = "token_type_ids" in accepted
+        self._takes_mask = "attention_mask" in accepted
         labels = config.id2label if is_classifier_name(model_class.__name__) else {}
         self.labels: tuple[str, ...] = tuple(str(labels[index]) for index in sorted(labels))
         self._takes_cache = "past_key_values" in accepted and not labels
@@ -202,13 +203,13 @@ class LiveModel:
     def classes(
         self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """See LanguageModel. Where nothing is known to pad with, sequences run one by one."""
+        """See LanguageModel. Where padding is unknown, or would be seen, sequences run one by one."""
         if not self.labels:
             raise DataError(
                 f"expected a classifier for a task of the kind classification, got "
                 f"{type(self._model).__name__}; ask it in a task of another kind"
             )
-        if self._pad is None and len(ids) > 1:
+        if (self._pad is None or not self._takes_mask) and len(ids) > 1:
             lengths = mask.sum(dim=1).tolist()
             each = [
                 self.classes(

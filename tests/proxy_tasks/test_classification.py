@@ -54,6 +54,9 @@ CONFIGS = {
     "modernbert": transformers.ModernBertConfig(
         **_SIZES | _ENDS | {"cls_token_id": 1, "sep_token_id": 2}, reference_compile=False
     ),
+    "fnet": transformers.FNetConfig(  # which mixes all places
+        **{key: one for key, one in _SIZES.items() if key != "num_attention_heads"}
+    ),
     "llama": transformers.LlamaConfig(**_SIZES | _ENDS, num_key_value_heads=1),
     "llama without padding": transformers.LlamaConfig(**_SIZES | _ENDS | {"pad_token_id": None}),
     "gpt2": transformers.GPT2Config(
@@ -102,7 +105,7 @@ def plain(folder: Path, texts: list[str], pairs: list[str] | None = None) -> tor
     found = []
     for row, text in enumerate(texts):
         given = tokenizer(text, *([] if pairs is None else [pairs[row]]), return_tensors="pt")
-        if model.config.model_type not in ("bert", "roberta", "deberta-v2", "gpt2"):
+        if model.config.model_type not in ("bert", "roberta", "deberta-v2", "gpt2", "fnet"):
             given.pop("token_type_ids", None)
         with torch.no_grad():
             found.append(model(**given).logits[0])
