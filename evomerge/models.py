@@ -203,7 +203,7 @@ class LiveModel:
     def classes(
         self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """See LanguageModel. Where padding is unknown, or would be seen, sequences run one by one."""
+        """See LanguageModel. Sequences run one by one where padding is unknown or would be seen."""
         if not self.labels:
             raise DataError(
                 f"expected a classifier for a task of the kind classification, got "

@@ -81,10 +81,10 @@ class _Row:
 class Racer:
     """Races the candidates of a study, each against what the slots below its horizon have shown.
 
-    `sizes` are the items of each task, `known` the scores of the baselines on all of them, by a key
-    of their weights: weights that are known are not scored again, and those that were stopped are
-    put only the items that they have not answered. What a race does depends on these, the seed and
-    the rows noted below its horizon alone.
+    `sizes` are the items of each task, `known` the scores of the baselines on all of them, each
+    with a key of its weights: weights that are known are not scored again, and those that were
+    stopped are put only the items that they have not answered. What a race does depends on these,
+    the seed and the rows noted below its horizon alone.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Racer:
         settings: Racing | None,
         sizes: Mapping[str, int],
         fitness: Fitness,
-        known: Mapping[str, TaskScores],
+        known: Sequence[tuple[str, TaskScores]],
         several: bool = False,
         seed: int = 0,
     ) -> None:
@@ -100,7 +100,7 @@ class Racer:
         self._sizes = sizes
         self._objectives = Objectives(fitness, several)
         self._seed = seed
-        self._known = [self._row(-1, *one) for one in known.items()]
+        self._known = [self._row(-1, *one) for one in known]
         self._rows: list[_Row] = []
         self._found: list[tuple[int, tuple[float, ...]]] = []  # the objectives of all slots
         self._by_weights = {row.weights: row for row in self._known}

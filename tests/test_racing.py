@@ -66,7 +66,7 @@ def racer(
 ) -> Racer:
     tasks = list(known[0])
     fitness = Fitness(dict.fromkeys(tasks, 1.0))
-    named = {f"baseline {number}": one for number, one in enumerate(known)}
+    named = [(f"baseline {number}", one) for number, one in enumerate(known)]
     made = Racer(settings, dict.fromkeys(tasks, SIZE), fitness, named, **options)
     for slot, one in enumerate(rivals):
         made.note(slot, f"rival {slot}", one, mean_scores(one))

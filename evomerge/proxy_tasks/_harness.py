@@ -1,52 +1,29 @@
-"""Tasks of the lm-evaluation-harness: loaded, asked item by item, and their answers judged."""
+"""Tasks of the lm-evaluation-harness: loaded, and what models answer to them judged."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import json
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-import xxhash
+import numpy as np
 
-from evomerge.errors import Found, InputError, Place, first_line, nearest
+from evomerge.errors import CandidateError, Found, InputError, Place, nearest
 from evomerge.proxy_tasks._benchmarks import scored_splits
+from evomerge.proxy_tasks._hflm import Example, reason
 
 Docs = Literal["train", "validation", "test"]
 FILES = (".yaml", ".yml")
 _SEED = 1234  # of the few-shot examples, as lm-eval has it
-
-
-@dataclass(frozen=True)
-class Example:
-    """One item as lm-eval asks it: the texts of its requests, and what is right."""
-
-    requests: tuple[tuple[str, ...], ...]
-    choices: tuple[str, ...]
-    gold: tuple[int, ...]  # the numbers of the right choices
-    target: str  # the right text to generate, empty where the task does not say
-    key: str  # the item as JSON
-    source: str  # a hash of the task's configuration
-    doc: Any = field(compare=False, repr=False)
-
-    @property
-    def prompt(self) -> str:
-        """What precedes what is scored, as a report shows it."""
-        return self.requests[0][0]
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The choices, as a report shows them."""
-        return self.choices
-
-    @property
-    def answer(self) -> str | int:
-        """What is right, as a report shows it: a text, or the number of a choice."""
-        return self.gold[0] if self.gold else self.target or self.requests[0][-1]
+_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1, "no_repeat_ngram_size": 0}
+_HARMLESS = {"until", "do_sample", "temperature", "top_p", "top_k"}  # nothing to greedy decoding
+_MOST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_NUMBER = "a metric that gives each item a number from 0 to 1"
+_GROUP = re.compile(r"^group\s*:", re.MULTILINE)
 
 
 def load(name: str, shots: int | None, place: Place) -> Any:
@@ -70,19 +47,33 @@ def load(name: str, shots: int | None, place: Place) -> Any:
     try:
         (task,) = manager.load(name)["tasks"].values()
     except Exception as problem:  # data sets and YAML raise whatever they raise
+        if Path(name).is_file() and _GROUP.search(Path(name).read_text(errors="replace")):
+            raise here.fail("a single task", Found(f"the group of tasks {name}")) from None
         raise here.fail("a task that lm-eval can load", name, _hint(problem)) from None
     if not isinstance(task, ConfigurableTask):
         raise here.fail("a task that is configured by YAML", name)
     for attribute, what in (("UNSAFE_CODE", "runs code"), ("MULTIMODAL", "has images or sound")):
         if getattr(task, attribute, False):
             raise here.fail("a task of texts", Found(f"{name}, which {what}"))
-    wanted = task.config.generation_kwargs or {}
-    if wanted.get("do_sample") or wanted.get("temperature"):
-        raise here.fail("a task with greedy decoding", Found(f"{name}, which draws at random"))
+    if task.OUTPUT_TYPE == "generate_until":
+        _check_decoding(name, task.config.generation_kwargs, here)
     if shots is not None:
         task.set_config("num_fewshot", shots)
     task.set_fewshot_seed(seed=_SEED)
     return task
+
+
+def _check_decoding(name: str, wanted: Mapping[str, Any], place: Place) -> None:
+    """Raise the place's error for settings of lm-eval that make decoding another than greedy."""
+    draws = wanted.get("do_sample")
+    if draws or (draws is None and wanted.get("temperature")):
+        raise place.fail("a task with greedy decoding", Found(f"{name}, which draws at random"))
+    for key, value in wanted.items():
+        if key in _MOST:
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**6:
+                raise place.fail(f"{key} of {name} from 1 to 1000000", value)
+        elif key not in _HARMLESS and value != _NEUTRAL.get(key):
+            raise place.fail("a task with greedy decoding", Found(f"{name} with {key}: {value}"))
 
 
 @functools.cache
@@ -95,33 +86,53 @@ def _manager(with_all: bool) -> Any:
 
 def _no_task(manager: Any, name: str, place: Place) -> InputError:
     if name in manager.all_tasks:
-        inner = [one for one in manager.all_subtasks if one.startswith(name)]
+        tagged = sorted(manager.task_index[name].tags)
+        inner = tagged or [one for one in manager.all_subtasks if one.startswith(name)]
         return place.fail("a single task", Found(f"the group {name}"), f"such as {inner[:3]}")
     near = nearest(name, manager.all_subtasks)
     hint = f"did you mean {near!r}?" if near else "`lm-eval ls tasks` lists them"
     return place.fail("the name of a task of lm-eval, or a .yaml file", name, hint)
 
 
-def _reason(problem: Exception) -> str:
-    return f"{type(problem).__name__}: {first_line(problem)}"
-
-
 def _hint(problem: Exception) -> str:
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE and isinstance(problem, OSError):
-        return f"HF_HUB_OFFLINE=1 forbids downloading its data ({_reason(problem)})"
-    return _reason(problem)
+    if constants.HF_HUB_OFFLINE and isinstance(problem, ConnectionError):
+        return f"HF_HUB_OFFLINE=1 forbids downloading its data ({reason(problem)})"
+    if isinstance(problem, KeyError) and problem.args == (None,):
+        return "it names a metric that lm-eval does not know"
+    if "must have valid or test docs" in str(problem):
+        return "lm-eval asks for a `validation_split` or a `test_split` in it"
+    return reason(problem)
 
 
-def metric_of(task: Any, asked: str | None, place: Place) -> str:
-    """Return the metric's name; raises the place's error where the task has none of that name."""
-    names = list(task.higher_is_better())
-    metric = asked or names[0]
-    if metric not in names:
-        raise place.unknown(metric, f"metric of {task.task_name}", names)
-    if not task.higher_is_better()[metric] and not metric.endswith(("perplexity", "per_byte")):
+def metric_of(
+    task: Any, pipeline: Any, examples: Sequence[Example], asked: str | None, place: Place
+) -> str:
+    """Return the metric's name, once it has judged a made-up answer to the first example.
+
+    Raises the place's error where the task gives none of that name, none that is better when
+    higher or is a number from 0 to 1, and where its own filters or functions fail.
+    """
+    made_up = {"generate_until": examples[0].target, "loglikelihood_rolling": -1.0}
+    answer = made_up.get(task.OUTPUT_TYPE, (-1.0, False))
+    try:
+        (found,) = _results(task, pipeline, examples[:1], [[answer] * len(examples[0].requests)])
+    except Exception as problem:  # filters and functions raise whatever their authors wrote
+        what = f"metrics of {task.task_name}"
+        raise place.fail(what, Found(reason(problem)), "correct it there") from None
+    better = task.higher_is_better()  # by now with the names that a function gives several by
+    names = [one for one in better if one in found] + [one for one in found if one not in better]
+    metric = asked or next(iter(names), None)
+    if metric is None or metric not in names:
+        raise place.unknown(
+            metric or next(iter(better), None), f"metric of {task.task_name}", names
+        )
+    if not better.get(metric, True) and not metric.endswith(("perplexity", "per_byte")):
         raise place.fail("a metric that is better when higher", metric)
+    if _number(task, metric, found[metric]) is None:
+        what = Found(f"{found[metric]!r} for {metric} of {task.task_name}")
+        raise place.fail(_NUMBER, what, "choose another `metric`")
     return metric
 
 
@@ -169,79 +180,41 @@ def choose_docs(task: Any, name: str, asked: Docs | None, insists: bool, place: 
     return split
 
 
-def _digest(task: Any) -> str:
-    """Return a hash of what the task's scores depend on besides its items."""
-    config = {name: one for name, one in task.dump_config().items() if name != "metadata"}
-    text = json.dumps(config, sort_keys=True, default=str)
-    return xxhash.xxh3_128_hexdigest(re.sub(r" at 0x[0-9a-f]+", "", text).encode())
-
-
-def examples(task: Any, chat: bool, place: Place) -> list[Example]:
-    """Return all items that the task asks; raises the place's error where it fails to ask one."""
-    source = _digest(task)
-    try:
-        return [_example(task, doc, chat, source) for doc in task.eval_docs]
-    except Exception as problem:  # templates and functions raise whatever their authors wrote
-        what = "items that lm-eval can ask"
-        raise (place / "task").fail(what, task.task_name, _reason(problem)) from None
-
-
-def _example(task: Any, doc: Any, chat: bool, source: str) -> Example:
-    context = task.fewshot_context(
-        doc,
-        num_fewshot=task.config.num_fewshot or 0,
-        apply_chat_template=chat,
-        fewshot_as_multiturn=True,
-        chat_template=_as_json if chat else None,
-        gen_prefix=task.doc_to_prefix(doc),
-    )
-    asked = task.construct_requests(
-        doc=doc, ctx=context, apply_chat_template=chat, metadata=(None, None, 1)
-    )
-    each = asked if isinstance(asked, list) else [asked]
-    texts = tuple(tuple(part for part in one.args if isinstance(part, str)) for one in each)
-    choices: tuple[str, ...] = ()
-    gold: tuple[int, ...] = ()
-    target = ""
-    if task.OUTPUT_TYPE == "multiple_choice":
-        choices = tuple(map(str, task.doc_to_choice(doc)))
-        right = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-        gold = _numbers(right, choices)
-    elif task.OUTPUT_TYPE == "generate_until":
-        target = _target(task, doc)
-    key = json.dumps(doc, sort_keys=True, default=repr)
-    return Example(texts, choices, gold, target, key, source, doc)
-
-
-def _target(task: Any, doc: Any) -> str:
-    """Return the right text to generate with what stands before it, empty where there is none."""
-    right = task.doc_to_target(doc)
-    if task.config.doc_to_choice is not None:
-        right = task.doc_to_choice(doc)[right]
-    if isinstance(right, list):
-        right = right[0] if right else None
-    return "" if right in (None, "") else f"{task.config.target_delimiter}{right}"
-
-
-def _as_json(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    """Keep the messages of a chat until there is a tokenizer with its template."""
-    return json.dumps([messages, add_generation_prompt])
-
-
-def _numbers(right: Any, choices: tuple[str, ...]) -> tuple[int, ...]:
-    """Return the numbers of the right choices, which are given by number or text."""
-    given = right if isinstance(right, list) else [right]
-    found = [choices.index(one) if one in choices else one for one in given]
-    return tuple(one for one in found if isinstance(one, int) and 0 <= one < len(choices))
-
-
 def judge(
+    task: Any,
+    pipeline: Any,
+    metric: str,
+    asked: Sequence[Example],
+    answers: Sequence[Sequence[Any]],
+) -> list[float]:
+    """Return a metric of items, given what a model answers to the requests of each.
+
+    An answer is (log-likelihood, whether it is greedy), a log-likelihood, or a text. Raises
+    CandidateError where the task's own code fails or gives no number from 0 to 1.
+    """
+    name = task.task_name
+    try:
+        found = _results(task, pipeline, asked, answers)
+    except Exception as problem:  # filters and functions raise whatever their authors wrote
+        raise CandidateError(
+            f"expected metrics of {name}, got {reason(problem)}; correct it there"
+        ) from None
+    numbers = []
+    for one in found:
+        number = _number(task, metric, one.get(metric))
+        if number is None:
+            raise CandidateError(
+                f"expected {_NUMBER}, got {one.get(metric)!r} for {metric} of {name}; "
+                "choose another `metric`"
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _results(
     task: Any, pipeline: Any, asked: Sequence[Example], answers: Sequence[Sequence[Any]]
 ) -> list[dict[str, Any]]:
-    """Return the task's metrics of items, given what a model answers to the requests of each.
-
-    An answer is (log-likelihood, whether it is greedy), a log-likelihood, or a text.
-    """
+    """Return all metrics of items; raises whatever the task's own code raises."""
     from lm_eval.api.instance import Instance
 
     instances = [
@@ -257,6 +230,29 @@ def judge(
         task.process_results(item[0].doc, [one.filtered_resps[pipeline.name] for one in item])
         for item in instances
     ]
+
+
+def _number(task: Any, metric: str, value: Any) -> float | None:
+    """Return a metric's value as a number from 0 to 1, of a perplexity its inverse.
+
+    None where it is no such number.
+    """
+    number = value
+    try:
+        if isinstance(value, tuple | list) and len(value) == 2:
+            first, second = value
+            if task.OUTPUT_TYPE == "loglikelihood_rolling":
+                number = np.exp(first / second)  # of a log-likelihood and what it is divided by
+            elif task.OUTPUT_TYPE == "multiple_choice" and np.ndim(second) == 0:
+                number = second in first if isinstance(first, list) else second == first
+        elif metric == "perplexity":
+            number = np.exp(value)
+        if isinstance(number, str):
+            return None
+        found = float(number)
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    return found if 0 <= found <= 1 or np.isnan(found) else None
 
 
 def generation(task: Any, end: str) -> tuple[list[str], int]:

@@ -21,8 +21,8 @@ from evomerge.proxy_tasks import Dataset, ItemScores, TaskSettings, Vector, sigm
 from evomerge.proxy_tasks import _harness as harness
 from evomerge.proxy_tasks._data import Row, Rows
 from evomerge.proxy_tasks._forced import ForcedTask
-from evomerge.proxy_tasks._harness import Docs, Example
-from evomerge.proxy_tasks._hflm import Coding, end_of
+from evomerge.proxy_tasks._harness import Docs
+from evomerge.proxy_tasks._hflm import Coding, Example, end_of, examples_of
 from evomerge.proxy_tasks._tokens import Stops
 from evomerge.tokenizer_files import Tokenizer
 
@@ -87,10 +87,11 @@ def rows(settings: Settings, folder: Path, place: Place) -> Rows:
     Raises the place's error for what is no task, and for items that public scores are made on.
     """
     task = harness.load(settings.task, settings.num_fewshot, place)
-    harness.metric_of(task, settings.metric, place / "metric")
-    harness.filter_of(task, settings.filter, place / "filter")
+    pipeline = harness.filter_of(task, settings.filter, place / "filter")
     split = harness.choose_docs(task, settings.task, settings.docs, settings.contaminates, place)
-    found: list[Row] = [{"example": one} for one in harness.examples(task, settings.chat, place)]
+    examples = examples_of(task, settings.chat, place)
+    harness.metric_of(task, pipeline, examples, settings.metric, place / "metric")
+    found: list[Row] = [{"example": one} for one in examples]
     return Rows(found, lambda number: f"item {number} of the split {split} of {settings.task}")
 
 
@@ -112,8 +113,10 @@ class Task(ForcedTask):
         self, settings: Settings, examples: Sequence[Example], tokenizer: Tokenizer
     ) -> None:
         self._task = harness.load(settings.task, settings.num_fewshot, _PLACE)
-        self._metric = harness.metric_of(self._task, settings.metric, _PLACE)
         self._filter = harness.filter_of(self._task, settings.filter, _PLACE)
+        self._metric = harness.metric_of(
+            self._task, self._filter, examples, settings.metric, _PLACE
+        )
         self._asks: str = self._task.OUTPUT_TYPE
         self._judges_itself = callable(self._task.config.process_results)
         self._temperature = settings.temperature
@@ -125,11 +128,12 @@ class Task(ForcedTask):
         if self._asks == "generate_until":
             end = tokenizer.decode(tokenizer.eos_token_id)
             stops, most = harness.generation(self._task, end)
-            self._stops = Stops(tuple(filter(None, stops)), coding.text)
+            self._stops = tuple(filter(None, stops))
             self._most = settings.max_new_tokens or most
             self._prompts = [coding.prompt(one[0][0]) for one in requests]
+            smooth = self._metric == "exact_match" and not self._judges_itself
             self._pairs = [
-                [coding.pair(one.requests[0][0], one.target)] if one.target else []
+                [coding.pair(one.requests[0][0], one.target)] if smooth and one.target else []
                 for one in examples
             ]
         elif self._asks == "loglikelihood_rolling":
@@ -146,7 +150,7 @@ class Task(ForcedTask):
     ) -> ItemScores:
         """Score items by margins where the task has them, else by its metric.
 
-        Raises DataError for a metric that is no number from 0 to 1.
+        Raises CandidateError where the task's own code fails or gives no number from 0 to 1.
         """
         if self._asks == "generate_until":
             return self._generated(model, items, exact, forced)
@@ -207,26 +211,7 @@ class Task(ForcedTask):
     def _judged(self, items: Sequence[int], answers: Sequence[Sequence[Any]]) -> Vector:
         """Return the metric of each item as lm-eval judges the answers."""
         asked = [self._examples[item] for item in items]
-        found = harness.judge(self._task, self._filter, asked, answers)
-        return np.array([self._part(one.get(self._metric)) for one in found])
-
-    def _part(self, value: Any) -> float:
-        """Return a metric's value as a number from 0 to 1; of a perplexity, its inverse."""
-        number = value
-        if isinstance(value, tuple | list) and len(value) == 2:
-            first, second = value
-            if self._asks == "loglikelihood_rolling":
-                number = np.exp(first / second)  # of a log-likelihood and what it is divided by
-            elif self._asks == "multiple_choice" and np.ndim(second) == 0:
-                number = second in first if isinstance(first, list) else second == first
-        elif self._metric == "perplexity":
-            number = np.exp(value)
-        if np.ndim(number) or number is None or not (0 <= number <= 1 or np.isnan(number)):
-            raise DataError(
-                f"expected a metric that gives each item a number from 0 to 1, got {value!r} for "
-                f"{self._metric} of {self._task.task_name}; choose another `metric`"
-            )
-        return float(number)
+        return np.array(harness.judge(self._task, self._filter, self._metric, asked, answers))
 
     def _generated(
         self, model: LanguageModel, items: Sequence[int], exact: bool, forced: Forced
@@ -255,10 +240,12 @@ class Task(ForcedTask):
         prompts = [
             ids if room is None else ids[-room:] for ids in map(self._prompts.__getitem__, items)
         ]
+        coming = Stops(self._stops, self._coding.spelt)
         found = greedy(
             model,
             prompts,
             [self._most] * len(items),
-            lambda _, new: self._coding.ended(new) or self._stops.came(new),
+            lambda _, new: self._coding.ended(new) or coming.came(new),
         )
-        return [self._stops.cut(new)[0] for new in found]
+        shown = Stops(self._stops, self._coding.text)
+        return [shown.cut(new)[0] for new in found]

@@ -125,7 +125,7 @@ class Run:
             file.search.racing,
             {task: len(items.score) for task, items in prior.scores["base"].items()},
             prior.fitness,
-            {keys.get(name, name): scores for name, scores in prior.scores.items()},
+            [(keys.get(name, name), scores) for name, scores in prior.scores.items()],
             self._several,
             file.search.seed,
         )
