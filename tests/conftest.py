@@ -28,7 +28,8 @@ def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import dynamic_module_utils
 
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    others = [one for one in sys.path if (Path(one) / "transformers_modules").is_dir()]
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one not in others])
     for name in [one for one in sys.modules if one.startswith("transformers_modules")]:
         monkeypatch.delitem(sys.modules, name)
 

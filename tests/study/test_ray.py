@@ -23,7 +23,7 @@ from tests.conftest import run_cli
 from tests.study.fake_study import NAMES, contents
 
 pytest.importorskip("ray")
-TRIALS = 30
+TRIALS = 24
 
 
 @pytest.fixture
@@ -107,12 +107,14 @@ def test_workers_and_drivers_are_killed_and_nothing_changes(
     assert left
     assert not psutil.wait_procs(left, timeout=60)[1]  # they end with their driver
 
-    driver, begun = started("resume", "s", "--workers", 1), trials()
-    until(driver, lambda: trials() > begun + 2, "the driver died again")
-    driver.kill()
-    driver.wait()
+    often = optimizer == "cma_es"  # as for the others: to start Ray takes most of the time
+    if often:
+        driver, begun = started("resume", "s", "--workers", 1), trials()
+        until(driver, lambda: trials() > begun + 2, "the driver died again")
+        driver.kill()
+        driver.wait()
 
-    run_cli("resume", "s", "--workers", 4 if optimizer == "cma_es" else 2, cwd=Path.cwd())
+    run_cli("resume", "s", "--workers", 4 if often else 1, cwd=Path.cwd())
     same("s", "alone")
     logs = [one.read_text() for one in Path("runs/s/workers").glob("*.log")]
     assert sum("lost: " in one for one in logs) >= 2
