@@ -95,7 +95,12 @@ def draw_items(
             for split, end in zip(sizes, ends, strict=True)
         },
         tuple(rendered[item][0] for item in items),
-        (*_notes(rows), *_notes(shots), *([_repeated(name, again)] if again else [])),
+        (
+            *_notes(rows),
+            *_notes(shots),
+            *([_repeated(name, again)] if again else []),
+            *(kind.notes(items, settings, name) if hasattr(kind, "notes") else ()),
+        ),
     )
 
 

@@ -6,7 +6,8 @@ tokenizer, scored on a language model). A kind whose settings are `PromptedSetti
 examples are `Prompted` has system prompts and few-shot examples too; its file then also holds
 `shown` (how an example with its answer reads when it is shown to the model). A file may also hold
 `rows` (in the place of reading `data`), `absolute` (settings with their paths absolute), `check`
-(whether the models suit the examples) and `NEEDS_MODULE` (an ensemble cannot be scored).
+(whether the models suit the examples), `notes` (what is worth knowing of the examples) and
+`NEEDS_MODULE` (an ensemble cannot be scored).
 """
 
 from __future__ import annotations

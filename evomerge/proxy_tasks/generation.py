@@ -127,14 +127,18 @@ def render(row: Row, settings: Settings, place: Place) -> Example:
     prompt = fill(settings.prompt, row, place / "prompt")
     example = Example(prompt, answers, target, where=place)
     _check_stops(example, settings, settings.stops)
-    if _said(target, settings) not in _values(example, settings):
-        raise (place / "target").fail(
-            "a target that counts as right when it is generated",
-            target,
-            "set `target` to what should be generated, with the answer where `extract` and "
-            "`normalize` find it",
-        )
+    if settings.target is not None and not _right(example, settings):
+        wanted = "a target that counts as right when it is generated"
+        hint = "put the answer into it where `extract` and `normalize` find it"
+        raise (place / "target").fail(wanted, target, hint)
     return example
+
+
+def notes(examples: Sequence[Example], settings: Settings, name: str) -> tuple[str, ...]:
+    """Say where answers, being the targets, are not what `extract` finds in texts."""
+    wrong = [repr(one.target) for one in examples if not _right(one, settings)]
+    text = f"of {len(wrong)} items of {name} the answer alone would not count as right, such as "
+    return tuple(f"{text}{one}; set `target` to what to generate" for one in wrong[:1])
 
 
 def _answers(row: Row, settings: Settings, place: Place) -> tuple[str, ...]:
@@ -168,6 +172,11 @@ def _value(text: str, settings: Settings) -> Value | None:
 
 def _values(example: Example, settings: Settings) -> set[Value | None]:
     return {_value(answer, settings) for answer in example.answers}
+
+
+def _right(example: Example, settings: Settings) -> bool:
+    """Return whether a target counts as right when it is generated."""
+    return _said(example.target, settings) in _values(example, settings)
 
 
 def _said(text: str, settings: Settings) -> Value | None:
@@ -226,23 +235,15 @@ class Task(ForcedTask):
         self._check_room(settings, examples)
 
     def _check_room(self, settings: Settings, examples: Sequence[Example]) -> None:
-        """Raise DataError where `max_new_tokens` cuts off what makes a target right.
-
-        Where answers come late another one may be shorter, so then only if it cuts off them all.
-        """
-        short = [
-            item
-            for item, (one, right) in enumerate(zip(self._sequences, self._answers, strict=True))
-            if one.scored > self._most
+        """Raise DataError where `max_new_tokens` cuts off what makes the targets right, of all."""
+        if examples and all(
+            one.scored > self._most
             and _said(self._cut(one.target[: self._most])[0], settings) not in right
-        ]
-        if short and (not self._comes_late or len(short) == len(examples)):
-            first = short[0]
-            raise (examples[first].where / "max_new_tokens").fail(
-                f"at least {self._sequences[first].scored} new tokens, which the target has",
-                self._most,
-                "raise it, or leave it out",
-            )
+            for one, right in zip(self._sequences, self._answers, strict=True)
+        ):
+            wanted = f"at least {self._sequences[0].scored} new tokens, which the target has"
+            here = examples[0].where / "max_new_tokens"
+            raise here.fail(wanted, self._most, "raise it, or leave it out")
 
     def sequences(self, items: Sequence[int], context: int | None) -> list[TokenSequence]:
         """See ForcedTask."""
