@@ -18,7 +18,7 @@ from evomerge.errors import out_of_memory
 _FRAMES = 32  # that are kept
 _PLACES = 64  # of a frame at least
 # Of the logits' spread, how much the rounding of sound steps may differ by.
-_ROUNDING = {torch.float32: 3e-4, torch.float16: 0.015, torch.bfloat16: 0.03}
+_ROUNDING = {torch.float64: 3e-4, torch.float32: 3e-4, torch.float16: 0.015, torch.bfloat16: 0.03}
 
 Step = Callable[[torch.Tensor, torch.Tensor, Any], tuple[torch.Tensor, Any]]
 

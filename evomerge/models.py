@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class LiveModel:
         self._takes_cache = "past_key_values" in accepted and not labels
         self._graphs: Graphs | None = None
         self._pads: bool | None = None
+        self.pads_by: Callable[[], bool] | None = None
         self._windows = False
         # Without an end, an encoder-decoder classifies nothing.
         end = getattr(text, "eos_token_id", None)
@@ -177,7 +178,12 @@ class LiveModel:
 
     @torch.inference_mode()
     def pads(self) -> bool:
-        """See LanguageModel; it is found out once, as soon as weights give finite numbers."""
+        """See LanguageModel; it is found out once, as soon as weights give finite numbers.
+
+        Of a candidate, whose weights may be without sense, `pads_by` says it.
+        """
+        if self.pads_by is not None:
+            return self.pads_by()
         if self._pads is None:
             size = min(_PROBE, self.context or _PROBE)
             ids = torch.arange(size, device=self.device)[None] % self.vocabulary

@@ -26,7 +26,7 @@ from evomerge.vocabulary import Alignment, Vocabulary, said_sizes, vocabulary_te
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_MORE = ("merges.txt", "added_tokens.json", "special_tokens_map.json")
+_MORE = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "generation_config.json")
 SETTINGS = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
 _MAPPED = {"BPE", "WordPiece", "WordLevel"}  # models whose vocabulary is a mapping
@@ -51,11 +51,13 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """Return a hash of what a folder says of its tokenizer and chat template."""
+    """Return a hash of what a folder says of its tokenizer, chat templates and ends of texts."""
+    names = {*FILES, *_MORE, SETTINGS, TEMPLATE}
+    more = [*folder.glob("*.py"), *folder.glob("additional_chat_templates/*")]
     found = xxhash.xxh3_128()
-    for name in (*FILES, *_MORE, SETTINGS, TEMPLATE):
-        if (folder / name).is_file():
-            found.update(f"{name}\n".encode() + (folder / name).read_bytes())
+    for file in sorted([*(folder / name for name in names), *more]):
+        if file.is_file():
+            found.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
     return found.hexdigest()
 
 

@@ -64,7 +64,7 @@ class Merger:
         names = check_alike(checkpoints)
         self._checkpoints = tuple(checkpoints)
         self._layout = plan_layout(checkpoints, names, result_dtype, devices, runs)
-        self._runs = runs
+        self._runs = self._layout.joinable(runs)
         outputs = {one: self._layout.nbytes(None, one) for one in devices}
         every = range(len(checkpoints))
         sizes = {one: sum(self._layout.nbytes(n, one) for n in every) for one in devices}

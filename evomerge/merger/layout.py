@@ -98,6 +98,12 @@ class Layout:
             for slot in block.slots
         }
 
+    def joinable(self, runs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+        """Return those runs of names all of which are merged, and to one dtype."""
+        dtypes = {name: self.blocks[one].output_dtype for name, (one, _) in self.places.items()}
+        known = [run for run in runs if all(name in dtypes for name in run)]
+        return [run for run in known if len({dtypes[name] for name in run}) == 1]
+
     def nbytes(self, which: int | None, device: torch.device) -> int:
         """Return the size of the buffers on a device of input `which`, of the output where None."""
         total = 0
@@ -153,7 +159,7 @@ def _in_runs(names: Sequence[str], runs: Sequence[Sequence[str]]) -> list[int]:
     numbers = {name: number for number, name in enumerate(names)}
     runs_of = {name: run for run in runs for name in run}
     order = (one for name in names for one in runs_of.get(name, (name,)))
-    return [numbers[name] for name in dict.fromkeys(order)]
+    return [numbers[name] for name in dict.fromkeys(order) if name in numbers]
 
 
 def _present(dtypes: Sequence[torch.dtype | None]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Literal
 Normalizer = Literal["none", "text", "number"]
 Value = str | Fraction
 
-_GROUPED = r"\d{1,3}(?:(?:,\d{3})+|(?:['’]\d{3})+)(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)"
+_GROUPED = r"\d{1,3}(?:(?:,\d{3})+|(?:['’]\d{3})+)(?!\d)"
 _UNSIGNED = rf"(?:{_GROUPED}|\d+)(?:\.\d+)?|(?<!\.)\.\d+"
 # Not inside a word, a name such as x_1, or a version; "No.5" and "_5_" have numbers.
 _BEFORE = r"(?<![^\W_])(?<![^\W_]_)(?<!\d\.)"
@@ -54,7 +54,7 @@ def words(text: str) -> str:
 def last_number(text: str) -> Fraction | None:
     """Return the last number in a text, exactly: `1,234.50`, `-$3`, `.5`, `1e-3`, `3/4`.
 
-    Groups of digits may be `1,00,000` and `1'000` too. A comma is never a decimal point and a space
+    Groups of digits may be `1'000` too. A comma is never a decimal point and a space
     never inside a number: `5,00`, `1 000` and `3 1/2` are two numbers each.
     """
     plain = _CURRENCY.sub("", text.replace("\N{MINUS SIGN}", "-"))

@@ -13,8 +13,9 @@ from evomerge.tokenizer_files import Tokenizer
 Ids = tuple[int, ...]
 _BORDER = 4  # tokens whose text may be another without those before them
 _DAY = {  # that of Llama 3.1's template where none is said
-    "%d": "26", "%e": "26", "%m": "07", "%b": "Jul", "%B": "July", "%y": "24", "%Y": "2024",
-    "%a": "Fri", "%A": "Friday", "%F": "2024-07-26", "%H": "12", "%M": "00", "%S": "00",
+    "%d": "26", "%-d": "26", "%e": "26", "%m": "07", "%-m": "7", "%b": "Jul", "%B": "July",
+    "%y": "24", "%Y": "2024", "%j": "208", "%a": "Fri", "%A": "Friday", "%F": "2024-07-26",
+    "%H": "12", "%I": "12", "%p": "PM", "%M": "00", "%S": "00",
 }  # fmt: skip
 _MARK = "evomerge"  # stands for an answer, between tabs that show whether it is trimmed
 
@@ -61,12 +62,16 @@ class Prompt:
 
 
 def dated(tokenizer: Tokenizer) -> str | None:
-    """Return a chat template whose today is always the same day, lest prompts change overnight."""
+    """Return a chat template whose today is always the same day, lest prompts change overnight.
+
+    None where the tokenizer's own asks for no date.
+    """
     template = tokenizer.chat_template
     if not isinstance(template, str) or "strftime_now" not in template:
-        return template
+        return None  # its own, the default one where it has several
     said = "".join(f"|replace('{code}', '{text}')" for code, text in _DAY.items())
-    return f"{{%- macro strftime_now(form) -%}}{{{{ form{said} }}}}{{%- endmacro -%}}{template}"
+    head = f"{{%- macro strftime_now(form) -%}}{{{{ form{said} }}}}{{%- endmacro -%}}"
+    return f"{head}{{{{ '' }}}}{template}"  # between them nothing is trimmed
 
 
 def prompt_of(settings: PromptedSettings, example: Prompted) -> Prompt:

@@ -110,7 +110,8 @@ def _options(row: Row, settings: Settings, place: Place) -> tuple[tuple[str, ...
     if isinstance(found, dict) and isinstance(found.get("text"), list):  # ARC and its kin
         found, labels = found["text"], found.get("label")
     elif isinstance(found, dict) and all(len(key) == 1 for key in found):  # MedQA and its kin
-        found, labels = list(found.values()), list(found)
+        known = {key: one for key, one in found.items() if one is not None}
+        found, labels = list(known.values()), list(known)
     if not isinstance(found, list) or None in found:
         raise place.fail(f"a list without null in the field {name}", found)
     if labels is not None and (not isinstance(labels, list) or len(labels) != len(found)):

@@ -11,7 +11,9 @@ import copy
 import importlib
 import importlib.util
 import json
+import os
 import random
+import re
 import reprlib
 import sys
 import sysconfig
@@ -34,6 +36,7 @@ from evomerge.proxy_tasks import ItemScores, TaskSettings, Vector
 from evomerge.proxy_tasks._data import Row, Rows, read_rows
 from evomerge.tokenizer_files import Tokenizer
 
+_PREFIX = "evomerge_function_"  # of the names of files as modules
 NEEDS_MODULE = True  # an ensemble, which is no model of transformers, cannot be scored
 Scoring = Callable[[Any, Tokenizer, list[Row]], Any]
 
@@ -126,7 +129,7 @@ def _installed(name: str) -> ModuleType:
 
 def _from_file(path: Path) -> ModuleType:
     """Run a file as a module of its own, anew each time: it may have changed."""
-    name = f"evomerge_function_{xxhash.xxh3_64_hexdigest(str(path).encode())}"
+    name = f"{_PREFIX}{xxhash.xxh3_64_hexdigest(str(path).encode())}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -137,13 +140,20 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _digest(function: str, place: Place) -> str:
-    """Return a hash of the file that a function is in; a change in it is a change of the study."""
+    """Return a hash of the file that a function is in, and of those beside it that it names.
+
+    A change in them is a change of the study.
+    """
     source = function.rpartition(":")[0]
     if not source.endswith(".py"):
         spec = importlib.util.find_spec(source)
         source = spec.origin if spec is not None and spec.origin is not None else source
     try:
-        return xxhash.xxh3_128_hexdigest(Path(source).read_bytes())
+        text = Path(source).read_bytes()
+        words = {one.decode() for one in re.findall(rb"\w+", text)}
+        beside = [one for one in sorted(Path(source).parent.glob("*.py")) if one.stem in words]
+        parts = [text, *(one.read_bytes() for one in beside if one != Path(source))]
+        return xxhash.xxh3_128_hexdigest(b"".join(parts))
     except OSError as problem:
         raise place.fail("a file", source, first_line(problem)) from None
 
@@ -234,6 +244,7 @@ def _as_program(function: str) -> Iterator[None]:
     source = function.rpartition(":")[0]
     own = [str(Path(source).parent)] if source.endswith(".py") else []
     sys.path[:0] = own
+    before = set(sys.modules)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -241,6 +252,10 @@ def _as_program(function: str) -> Iterator[None]:
         for folder in own:
             with contextlib.suppress(ValueError):  # the file has removed it
                 sys.path.remove(folder)
+            for name in set(sys.modules) - before:  # another file may mean others by these names
+                file = str(getattr(sys.modules[name], "__file__", ""))
+                if file.startswith(f"{folder}{os.sep}") and not name.startswith(_PREFIX):
+                    del sys.modules[name]
 
 
 @contextlib.contextmanager

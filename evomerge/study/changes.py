@@ -66,7 +66,7 @@ def refuse_changes(
                 f"the items of {task} are not those that {name} began with; "
                 f"restore {data} or {fork}"
             )
-    if then["tokenizer"] != now["tokenizer"]:
+    if then.get("tokenizer", now["tokenizer"]) != now["tokenizer"]:
         base = now["study"]["models"]["base"]
         raise StudyError(
             f"the tokenizer or chat template of {base} is not that which {name} began with; "

@@ -39,9 +39,12 @@ def expectations(prior: Baselines) -> Iterator[str]:
 
 def fidelity_before(prior: Baselines) -> Fidelity | None:
     """Estimate the fidelity of the search items from the better half of the baselines."""
-    candidates = [_smooth(one) for name, one in prior.scores.items() if name != "ensemble"]
     # Some are the same merge, such as the best of a line and that of its scale.
-    distinct = {tuple(one.tobytes() for one in row.values()): row for row in candidates}
+    distinct = {
+        json.dumps(prior.scored[name].what): _smooth(one)
+        for name, one in prior.scores.items()
+        if name != "ensemble"
+    }
     tables = stacked([*distinct.values()])
     if not tables:
         return None
@@ -72,7 +75,7 @@ def _smooth(scores: TaskScores) -> dict[str, Matrix]:
 
 
 def _item_scores(connection: Connection, study: int) -> list[dict[str, Matrix]]:
-    """Return the smooth item scores of the last trials that answered all, each weights' once."""
+    """Return the smooth item scores of those last trials that answered all, each weights' once."""
     query = (
         select(TRIAL_ATTRIBUTES.c.value_json)
         .join(TRIALS, TRIALS.c.trial_id == TRIAL_ATTRIBUTES.c.trial_id)

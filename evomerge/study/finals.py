@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from evomerge import pareto
 from evomerge.errors import CandidateError, InputError, StudyError
 from evomerge.evaluator import SPLITS, Split
@@ -99,6 +101,7 @@ class _Finalist:
 
     candidate: Candidate
     select: float  # fitness of its accuracies, by which the winner is picked
+    normalized: float  # their mean
     margin: float  # mean smooth score, for ties
     objectives: tuple[float, ...]
 
@@ -145,9 +148,11 @@ def _score(
             scores = row_scores(store, scorer, row, "select")
         except (CandidateError, InputError):
             continue
-        select, means = accuracy.of(mean_correct(scores)), mean_scores(scores)
+        right, means = mean_correct(scores), mean_scores(scores)
+        normalized = float(np.mean(accuracy.normalized(right)))
         margin = sum(means.values()) / len(means)
-        scored.append(_Finalist(candidate, select, margin, fitness.normalized(means)))
+        own = accuracy.of(right), normalized, margin, fitness.normalized(means)
+        scored.append(_Finalist(candidate, *own))
     if not scored:
         raise StudyError("no finalist of the study could be scored, so there is no winner")
     progress("finalists", len(found), len(found))
@@ -171,7 +176,7 @@ def _front(
             "trial": one.candidate.trial,
             "search": dict(zip(tasks, objectives[one.candidate.trial], strict=True)),
             "select": dict(zip(tasks, one.objectives, strict=True)),
-            "normalized": one.select,
+            "normalized": one.normalized,
             "holds": index in best,
         }
         for index, one in enumerate(finalists)

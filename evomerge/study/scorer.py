@@ -128,7 +128,13 @@ class Scorer:
     @cached_property
     def _candidate(self) -> LiveModel:
         folder = self._checkpoints[0].folder
-        return LiveModel(folder, self.merger.output, self._devices[0], self._trust)
+        found = LiveModel(folder, self.merger.output, self._devices[0], self._trust)
+        if self._resident:  # the base says the same in every process
+            found.pads_by = self._base_pads
+        return found
+
+    def _base_pads(self) -> bool:
+        return self._inputs[self._checkpoints[0].ref].pads()
 
     @cached_property
     def _inputs(self) -> dict[ModelRef, LiveModel]:

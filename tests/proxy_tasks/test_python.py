@@ -167,6 +167,23 @@ def test_a_file_imports_those_beside_it_whenever_it_runs(folder: Path, tmp_path:
     assert found.score.tolist() == [0.5, 0.25]
 
 
+def test_files_beside_a_file_are_its_own(tmp_path: Path) -> None:
+    """Another file may mean another by the same name; a change of either is one of the study."""
+    text = "import aid\ndef score(model, tokenizer, rows): return [aid.SCORE] * len(rows)"
+    digests, loaded = [], []
+    for number, part in ((1, "a"), (2, "b"), (3, "a")):
+        (tmp_path / part).mkdir(exist_ok=True)
+        write(tmp_path / part, f"SCORE = {number}" + " " * number, "aid.py")
+        write(tmp_path / part, "SCORE = 0", f"unused{number}.py")
+        function = f"{write(tmp_path / part, text, 'score.py')}:score"
+        loaded.append(python.load(function, PLACE)(None, None, [0]))
+        digests.append(python._digest(function, PLACE))
+    assert loaded == [[1], [2], [3]]
+    assert len(set(digests)) == 3
+    write(tmp_path / "a", "SCORE = 9", "unused1.py")
+    assert python._digest(f"{tmp_path / 'a/score.py'}:score", PLACE) == digests[2]
+
+
 def test_what_a_file_prints_goes_to_stderr(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

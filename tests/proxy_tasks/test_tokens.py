@@ -267,3 +267,9 @@ def test_a_template_that_asks_for_the_date_gets_the_same_one_every_day() -> None
     tokenizer.chat_template = date + "{% for one in messages %}<{{ one.content }}>{% endfor %}"
     (found,) = encode_after(tokenizer, ["what"], ["it"], chat=True)
     assert tokenizer.decode(found.ids) == "26 Jul 2024<what>it"
+    tokenizer.chat_template = "\n  " + tokenizer.chat_template.replace("%b", "%-d, %j %I:%M %p")
+    (found,) = encode_after(tokenizer, ["what"], ["it"], chat=True)
+    assert tokenizer.decode(found.ids) == "\n26 26, 208 12:00 PM 2024<what>it"
+    tokenizer.chat_template = {"default": "<{{ messages[-1].content }}>", "tool_use": "?"}
+    (found,) = encode_after(tokenizer, ["what"], ["it"], chat=True)
+    assert tokenizer.decode(found.ids) == "<what>it"

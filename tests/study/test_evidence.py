@@ -12,7 +12,7 @@ from evomerge.calibration import calibration
 from evomerge.fitness import TaskScores
 from evomerge.proxy_tasks import ItemScores, Probabilities
 from evomerge.study import loop
-from evomerge.study.baselines import Baselines
+from evomerge.study.baselines import Baselines, Row
 from evomerge.study.evidence import _item_scores, expectations, gain_sentence
 from evomerge.study.item_scores import unpack
 from evomerge.study.store import Store
@@ -128,7 +128,8 @@ def test_a_search_whose_items_cannot_rank_its_baselines_is_warned() -> None:
     }
     rows["ensemble"] = {"a": ItemScores(np.ones(20), np.ones(20))}  # no candidate
     fitness: Any = type("Fake", (), {"reference": {"a": 1.0}, "worst": 0.0})
-    notes = list(expectations(Baselines((), fitness, (), (), rows, {})))
+    made = {name: Row(name, "baseline", {"recipe": name}) for name in rows}
+    notes = list(expectations(Baselines((), fitness, (), (), rows, made)))
     assert len(notes) == 2
     assert notes[1].startswith("the search items cannot rank these candidates (0.")
     assert list(expectations(Baselines((), fitness, (), (), {}, {}))) == []
