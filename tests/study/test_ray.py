@@ -87,7 +87,8 @@ def trials() -> int:
         return int(connection.execute("select count(*) from trials").fetchone()[0])
 
 
-@pytest.mark.parametrize("optimizer", NAMES)
+# Random search learns nothing that a death could change.
+@pytest.mark.parametrize("optimizer", [name for name in NAMES if name != "random_search"])
 def test_workers_and_drivers_are_killed_and_nothing_changes(
     optimizer: str, study: Callable[[str], Path]
 ) -> None:
