@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from evomerge import optimizers
@@ -128,8 +129,14 @@ def test_the_front_of_the_report(fake: Path) -> None:
                 for other in selected.values()
             )
         )
+        right, *experts = (
+            {task: items.correct.mean() for task, items in unpack(store.get(key)["items"]).items()}
+            for key in (f"row:trial {number}:select", "row:one:select", "row:two:select")
+        )
+        ratios = [right[task] / max(expert[task] for expert in experts) for task in TASKS]
+        assert one["normalized"] == pytest.approx(np.mean(ratios))
         finalist = next(done for done in report["finalists"] if done["trial"] == number)
-        assert one["normalized"] == finalist["select"]
+        assert finalist["select"] == pytest.approx(0.75 * np.mean(ratios) + 0.25 * min(ratios))
         assert exported("s", None, number).startswith(f"# Study s: trial {number}.")
     assert len({one["holds"] for one in front.values()}) == 2
     assert report["winner"]["select"] == max(one["select"] for one in report["finalists"])
