@@ -280,7 +280,7 @@ def overhead_part(zoo: Path | None, trials: int) -> dict[str, Any]:
         study = yaml.safe_load((family / "study.yaml").read_text())
         file = family.resolve() / "overhead.yaml"
         file.write_text(yaml.safe_dump(study))
-        patches.callback(file.unlink)
+        patches.callback(file.unlink, missing_ok=True)  # with the folder it is gone
         loop.search(file, "overhead", trials=trials, seed=None, url=None, watcher=Silent())
         asked = {
             "trials, by margins": [one for one in taken if not one[0]],
