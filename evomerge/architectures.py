@@ -47,13 +47,7 @@ def check_runnable(
     Where `trust` is set, the checkpoint's own code may run and say so. Raises CheckpointError where
     it does not, naming the first tensor whose shape differs.
     """
-    config = _config(folder, trust)
-    model_class = _model_class(config, folder, trust)
-    try:
-        model = _blueprint(model_class, config)
-    except Exception as problem:  # the library raises whatever its classes raise
-        raise unfit(model_class, folder, problem) from None
-    for name, parameter in model.named_parameters():
+    for name, parameter in _described(folder, trust).named_parameters():
         if name in shapes and tuple(parameter.shape) != shapes[name]:
             raise CheckpointError(
                 f"expected {name} of shape {list(parameter.shape)} as {folder}/config.json says, "
@@ -68,12 +62,11 @@ def end_to_end(
 
     `shapes` are the tensors', by name. Raises as `check_runnable`.
     """
-    config = _config(folder, trust)
-    model_class = _model_class(config, folder, trust)
+    model = _described(folder, trust)
     try:
-        return [*fused_parameters(_blueprint(model_class, config), shapes).values()]
-    except Exception as problem:  # the library raises whatever its classes raise
-        raise unfit(model_class, folder, problem) from None
+        return [*fused_parameters(model, shapes).values()]
+    except Exception as problem:  # the library raises whatever its conversions raise
+        raise unfit(type(model), folder, problem) from None
 
 
 def learned_positions(model: torch.nn.Module) -> tuple[int | None, int]:
@@ -89,9 +82,11 @@ def learned_positions(model: torch.nn.Module) -> tuple[int | None, int]:
 
 
 def learned_context(folder: Path, trust: bool = False) -> int | None:
-    """Return for how many tokens the model of a folder has positions, where it learned them."""
-    config = _config(folder, trust)
-    return learned_positions(_blueprint(_model_class(config, folder, trust), config))[0]
+    """Return for how many tokens the model of a folder has positions, where it learned them.
+
+    Raises as `check_runnable`.
+    """
+    return learned_positions(_described(folder, trust))[0]
 
 
 def unasked(folder: Path, trust: bool = False) -> str | None:
@@ -166,6 +161,16 @@ def _reference(config: Any, architecture: object) -> str | None:
     own = {name: one for name, one in listed.items() if isinstance(one, str)}
     named = [one for one in own.values() if one.rpartition(".")[2] == architecture]
     return named[0] if named else own.get("AutoModelForCausalLM")
+
+
+def _described(folder: Path, trust: bool) -> PreTrainedModel:
+    """Return the model that a folder describes, without memory; raises CheckpointError."""
+    config = _config(folder, trust)
+    model_class = _model_class(config, folder, trust)
+    try:
+        return _blueprint(model_class, config)
+    except Exception as problem:  # the library raises whatever its classes raise
+        raise unfit(model_class, folder, problem) from None
 
 
 def _blueprint(model_class: Any, config: Any) -> PreTrainedModel:

@@ -16,7 +16,7 @@ from evomerge.decoding import TokenSequence, teacher_force
 from evomerge.errors import DataError, Found, Place
 from evomerge.language_model import LanguageModel
 from evomerge.proxy_tasks import ItemScores, Probabilities, Task, TaskSettings, Vector
-from evomerge.proxy_tasks._data import Row, Rows
+from evomerge.proxy_tasks._data import Row, Rows, row_key
 from evomerge.proxy_tasks._forced import ForcedTask
 from evomerge.proxy_tasks._shots import with_shots
 from evomerge.splits import assign, content, keys
@@ -75,8 +75,7 @@ def draw_items(
     distinct = list(asked.values())
     stream = np.random.default_rng([seed, int(hashlib.sha256(name.encode()).hexdigest()[:15], 16)])
     order: list[int] = stream.permutation(len(distinct)).tolist()
-    rows_asked = [rendered[example][1] for example in distinct]
-    told = keys(asked, rows_asked)
+    told = keys(asked, [row_key(rendered[example][1]) for example in distinct])
     drawn = _drawn(told, order, sizes, {} if taken is None else taken, place / "data")
     items = [distinct[index] for index in drawn]
     if shots is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
@@ -19,25 +18,20 @@ def content(example: Any) -> str:
     return _normal([*parts, *sorted(getattr(example, "options", ()))])
 
 
-def row_key(row: Mapping[str, Any]) -> str:
-    """Return what tells a row from others."""
-    return json.dumps(row, sort_keys=True, default=repr)
-
-
 def _normal(parts: Iterable[str]) -> str:
     return "\n".join(" ".join(part.split()).casefold() for part in parts)
 
 
-def keys(examples: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def keys(examples: Mapping[str, Any], rows: Sequence[str]) -> list[tuple[str, ...]]:
     """Return what tells that another task's item asks the same as each of these, by content.
 
-    It is the content, the row that it was made from and, where no other item of the task has it
-    too, the prompt alone: so the same question is known whether it comes with options or without or
-    in other words around it, and "Which is true?" is none.
+    It is the content, the key of the row that it was made from and, where no other item of the task
+    has it too, the prompt alone: so the same question is known whether it comes with options or
+    without or in other words around it, and "Which is true?" is none.
     """
     prompts = [_normal([getattr(example, "prompt", "")]) for example in examples.values()]
     count = Counter(prompts)
-    whole = [_normal(["", "", "", row_key(row)]) for row in rows]
+    whole = [_normal(["", "", "", row]) for row in rows]
     return [
         (one, row, prompt) if prompt and count[prompt] == 1 else (one, row)
         for one, row, prompt in zip(examples, whole, prompts, strict=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evomerge.proxy_tasks._data import row_key
 from evomerge.splits import assign, content, keys
 
 
@@ -30,7 +31,7 @@ def test_content_is_told_apart_by_what_is_asked_not_by_case_or_spaces() -> None:
 
 def test_a_prompt_alone_is_a_key_where_it_is_one_item_s() -> None:
     asked = {content(one): one for one in (Asked("a", ("x",)), Asked("b"), Asked("b", ("y",)))}
-    found = keys(asked, [{"n": number} for number in range(3)])
+    found = keys(asked, [row_key({"n": number}) for number in range(3)])
     assert [len(one) for one in found] == [3, 2, 2]
     assert found[0][2] == "a"
     assert len({one[1] for one in found}) == 3
@@ -38,9 +39,9 @@ def test_a_prompt_alone_is_a_key_where_it_is_one_item_s() -> None:
 
 def test_a_row_is_a_key_in_whatever_words_it_is_asked() -> None:
     row = {"q": "What?", "a": [1, "x"]}
-    ((_, first, _),) = keys({"one": Asked("Question: What?")}, [row])
-    ((_, again, _),) = keys({"two": Asked("What? Answer:")}, [dict(reversed(row.items()))])
-    ((_, other, _),) = keys({"two": Asked("What? Answer:")}, [row | {"a": 2}])
+    ((_, first, _),) = keys({"one": Asked("Question: What?")}, [row_key(row)])
+    ((_, again, _),) = keys({"two": Asked("What? Answer:")}, [row_key(dict(reversed(row.items())))])
+    ((_, other, _),) = keys({"two": Asked("What? Answer:")}, [row_key(row | {"a": 2})])
     assert first == again != other
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -240,6 +241,11 @@ def field(name: str, row: Row, place: Place) -> Any:
         raise place.fail(f"a field of the data in {{{name}}}", Found("a row without it"), hint)
     value = row[name]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def row_key(row: Row) -> str:
+    """Return what tells a row from others."""
+    return json.dumps(row, sort_keys=True, default=repr)
 
 
 def only_field(template: str) -> str | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib
 import importlib.util
-import json
 import os
 import random
 import re
@@ -33,7 +33,7 @@ from evomerge.errors import CandidateError, DataError, Place, first_line, neares
 from evomerge.files import beside
 from evomerge.language_model import LanguageModel
 from evomerge.proxy_tasks import ItemScores, TaskSettings, Vector
-from evomerge.proxy_tasks._data import Row, Rows, read_rows
+from evomerge.proxy_tasks._data import Row, Rows, read_rows, row_key
 from evomerge.tokenizer_files import Tokenizer
 
 _PREFIX = "evomerge_function_"  # of the names of files as modules
@@ -96,12 +96,14 @@ def rows(settings: Settings, folder: Path, place: Place) -> Rows:
 
 def render(row: Row, settings: Settings, place: Place) -> Example:
     """Return a row as an example; raises the place's error where the function's file is gone."""
-    key = json.dumps(row, sort_keys=True, default=repr)
-    return Example(key, _digest(settings.function, place / "function"), place.path, dict(row))
+    return Example(
+        row_key(row), _digest(settings.function, place / "function"), place.path, dict(row)
+    )
 
 
 def load(function: str, place: Place) -> Scoring:
     """Import a function; raises the place's error where there is none or its file fails."""
+    _digest_of.cache_clear()  # its files may have changed
     source, _, name = function.rpartition(":")
     try:
         with _as_program(function):
@@ -149,13 +151,19 @@ def _digest(function: str, place: Place) -> str:
         spec = importlib.util.find_spec(source)
         source = spec.origin if spec is not None and spec.origin is not None else source
     try:
-        text = Path(source).read_bytes()
-        words = {one.decode() for one in re.findall(rb"\w+", text)}
-        beside = [one for one in sorted(Path(source).parent.glob("*.py")) if one.stem in words]
-        parts = [text, *(one.read_bytes() for one in beside if one != Path(source))]
-        return xxhash.xxh3_128_hexdigest(b"".join(parts))
+        return _digest_of(Path(source))
     except OSError as problem:
         raise place.fail("a file", source, first_line(problem)) from None
+
+
+@functools.lru_cache(maxsize=8)
+def _digest_of(path: Path) -> str:
+    """Return the digest of a file, known from one row to the next until a function is loaded."""
+    text = path.read_bytes()
+    words = {one.decode() for one in re.findall(rb"\w+", text)}
+    beside = [one for one in sorted(path.parent.glob("*.py")) if one.stem in words]
+    parts = [text, *(one.read_bytes() for one in beside if one != path)]
+    return xxhash.xxh3_128_hexdigest(b"".join(parts))
 
 
 class Task:

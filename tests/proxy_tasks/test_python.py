@@ -181,7 +181,8 @@ def test_files_beside_a_file_are_its_own(tmp_path: Path) -> None:
     assert loaded == [[1], [2], [3]]
     assert len(set(digests)) == 3
     write(tmp_path / "a", "SCORE = 9", "unused1.py")
-    assert python._digest(f"{tmp_path / 'a/score.py'}:score", PLACE) == digests[2]
+    python.load(function, PLACE)
+    assert python._digest(function, PLACE) == digests[2]
 
 
 def test_what_a_file_prints_goes_to_stderr(
